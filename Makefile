@@ -1,0 +1,70 @@
+# Every target works inside .venv, which is made on first use. `make` alone lists the targets.
+
+PYTHON ?= python3
+L ?= 16
+PROFILE ?= tiny
+OUT ?= out.ipynb
+
+BIN := .venv/bin
+STAMP := .venv/installed
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv reproduce test lint format notebooks constraints clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) OUT=$(OUT) for reproduce'
+
+venv: $(STAMP)  ## make .venv with $PYTHON and install the kit into it
+
+# The stamp goes first and comes back last, so a failed install is never taken for a good one.
+# pip is the last thing `python -m venv` makes: where it is missing, .venv is missing or half made.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("The kit needs Python 3.11 or newer, but $(PYTHON) is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into $OUT
+	TQDM_MININTERVAL=10 $(BIN)/papermill --cwd notebooks --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
+
+test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
+	$(BIN)/pytest --nbval
+
+lint: $(STAMP)  ## check style and format of modules, tests and notebooks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(STAMP)  ## apply the formatter and the safe fixes
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# nbconvert (it comes with jupyterlab) runs each notebook in its own folder and fresh kernel, with the parameters
+# written in it, and saves it only if no cell failed. Metadata is cut down to the kernel, the language and cell tags.
+# Progress bars are off, since nbval would compare them; an output that names this machine's folders fails the target.
+notebooks: $(STAMP)  ## re-run all notebooks in place, in order, at their default parameters
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+	    --ExecutePreprocessor.record_timing=False \
+	    --ClearMetadataPreprocessor.enabled=True \
+	    --ClearMetadataPreprocessor.preserve_nb_metadata_mask="{'kernelspec', ('language_info', 'name')}" \
+	    --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
+	    $(NOTEBOOKS)
+	@! grep -nF -e '$(CURDIR)/' -e '/site-packages/' -e '/ipykernel_' $(NOTEBOOKS)
+
+constraints: $(STAMP)  ## write the versions installed in .venv to constraints.txt
+	$(BIN)/pip freeze --exclude-editable > .venv/freeze.txt
+	grep '^#' constraints.txt > .venv/constraints.txt
+	grep '==' .venv/freeze.txt | sed 's/+.*//' | grep -vE '^(nvidia-|cuda-|triton==|pip==|setuptools==|wheel==)' >> .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt
+	@touch $(STAMP)
+
+clean:  ## remove executed copies and caches; runs/ stays
+	rm -rf out*.ipynb .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune -o \
+	    -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv and runs/ (generated videos, checkpoints, features) too
+	rm -rf .venv runs
