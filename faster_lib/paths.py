@@ -1,0 +1,9 @@
+"""The repository's folders; `FASTER_RUNS` and `FASTER_FIGURES` move what is generated elsewhere, to a larger disk say."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARAMS = ROOT / "params"
+FIGURES = Path(os.environ.get("FASTER_FIGURES", ROOT / "figures"))
+RUNS = Path(os.environ.get("FASTER_RUNS", ROOT / "runs"))
