@@ -1,4 +1,4 @@
-"""The repository's folders; `FASTER_RUNS` and `FASTER_FIGURES` move what is generated elsewhere, to a larger disk say."""
+"""The repository's folders; `FASTER_RUNS` and `FASTER_FIGURES` move what is generated to another place."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,201 @@
+"""`params/<profile>.yaml` as one frozen, validated object; an unknown key is an error."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from faster_lib.paths import PARAMS
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class ProfileError(ValueError):
+    """A profile that is missing or wrong; the message lists every fault with its value and what would be right."""
+
+
+class Section(BaseModel):
+    """A part of a profile: frozen, nothing converted, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Scene(Section):
+    """How the generated videos look; `faster_lib.data.synthetic` says what for."""
+
+    frames: Positive
+    size_px: Annotated[int, Field(ge=32, multiple_of=2)]
+    fps: Positive
+    crf: Annotated[int, Field(ge=0, le=51)]
+    gop_frames: Positive
+    videos: dict[Literal["train", "val", "test"], Positive]
+    shots: tuple[Positive, Positive]
+    shortest_shot_frames: Positive
+    context_share: tuple[Share, Share]
+    context_contrast: NonNegative
+    action_share: Share
+    flicker_share: Share
+    distractor_share: Share
+    actors: Positive
+    actor_px: Positive
+    actor_contrast: NonNegative
+    speed_px: tuple[NonNegative, NonNegative]
+    shake_px: NonNegative
+    noise: NonNegative
+    seed: int
+
+    @model_validator(mode="after")
+    def _shots_fit(self) -> "Scene":
+        if self.shots[1] * self.shortest_shot_frames > self.frames:
+            raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
+        return self
+
+
+class Data(Section):
+    """Where the videos are, and how a clip is cut from them."""
+
+    source: Literal["generated", "annotated"]
+    root: str | None  # of annotated videos: the folder that holds annotations.csv
+    num_classes: Annotated[int, Field(ge=2)]
+    video_frames: Positive
+    train_short_side_px: tuple[Positive, Positive]
+    test_short_side_px: Positive
+    crop_px: Annotated[int, Field(ge=32)]
+    flip: bool
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "Data":
+        low, high = self.train_short_side_px
+        if low > high:
+            raise ValueError(f"train_short_side_px is {[low, high]}; the first must not exceed the second")
+        if self.crop_px > min(low, self.test_short_side_px):
+            raise ValueError(
+                f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
+            )
+        if (self.source == "annotated") != (self.root is not None):
+            raise ValueError(f"root is {self.root!r}, but annotated videos need one and generated ones have none")
+        return self
+
+
+class Networks(Section):
+    """The two clip networks and the recurrent unit."""
+
+    expensive: str
+    cheap: str
+    width: Rate
+    reduction: Positive
+
+
+class Optimisation(Section):
+    """What both stages share: optimiser, schedule, batch."""
+
+    optimiser: Literal["adamw", "sgd"]
+    learning_rate: Rate
+    weight_decay: NonNegative
+    momentum: Share
+    warmup_share: Share
+    batch_videos: Positive
+    clip_gradient_norm: NonNegative  # 0 leaves gradients as they are
+
+
+class BackboneTraining(Optimisation):
+    """Stage 1: one clip network on random clips."""
+
+    iterations: Positive
+    clips_per_video: Positive
+    checkpoint_iterations: Positive
+    seed: int
+
+
+class AggregatorTraining(Optimisation):
+    """Stage 2: a recurrent unit on the stored feature maps of the frozen networks."""
+
+    epochs: Positive
+    views: Positive  # random clip samplings of each training video that are stored
+    dropout: Share
+
+
+class Loading(Section):
+    """How much of the machine the data path uses."""
+
+    workers: Annotated[int, Field(ge=0)]
+    shard_videos: Positive
+
+
+class Profile(Section):
+    """One scale of the whole kit."""
+
+    name: str
+    data: Data
+    scene: Scene | None
+    networks: Networks
+    backbone_training: BackboneTraining
+    aggregator_training: AggregatorTraining
+    loading: Loading
+
+    @model_validator(mode="after")
+    def _scene_matches(self) -> "Profile":
+        if (self.data.source == "generated") != (self.scene is not None):
+            raise ValueError("generated videos need a scene section, and annotated videos must have none (scene: null)")
+        if self.scene is not None and self.scene.frames != self.data.video_frames:
+            raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
+        return self
+
+
+def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
+    """Read and check `<folder>/<name>.yaml`.
+
+    Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
+    """
+    path = folder / f"{name}.yaml"
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in known:
+        raise ProfileError(f"unknown profile {name!r}; choose one of {', '.join(known)}, or write params/{name}.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ProfileError(f"params/{path.name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ProfileError(f"params/{path.name} holds {content!r}; it must hold sections such as data and networks")
+    return parse_profile({"name": name, **content}, source=f"params/{path.name}")
+
+
+def parse_profile(content: dict[str, Any], *, source: str) -> Profile:
+    """Check a profile held as nested dicts.
+
+    Raises: ProfileError naming `source` and listing all faults.
+    """
+    try:
+        return Profile.model_validate_json(json.dumps(content))  # as JSON: a list may become a tuple, and no more
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        raise ProfileError(f"{source} has {error.error_count()} fault(s):\n{faults}") from None
+
+
+def _describe(fault: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"]) or "profile"
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(Profile), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{where}: unknown key (its value is {fault['input']!r}){hint}"
+    if fault["type"] == "missing":
+        return f"{where}: this key is missing"
+    hint = "; YAML reads 1e-3 as text, write 1.0e-3" if fault["type"] == "float_type" else ""
+    message = fault["msg"].removeprefix("Value error, ")
+    quoted = "" if isinstance(fault["input"], dict) else f" (it is {fault['input']!r}{hint})"
+    return f"{where}: {message}{quoted}"
+
+
+def _known_keys(section: type[BaseModel]) -> set[str]:
+    keys = set(section.model_fields)
+    for inner in Section.__subclasses__() if section is Profile else ():
+        keys |= _known_keys(inner)
+        for leaf in inner.__subclasses__():
+            keys |= _known_keys(leaf)
+    return keys

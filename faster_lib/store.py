@@ -1,0 +1,114 @@
+"""Results kept under a hash of everything they depend on, complete or not there at all.
+
+An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: a folder without one is unfinished,
+and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from faster_lib.paths import ROOT, RUNS
+
+_VERSIONS_OF = ("torch", "torchvision", "decord2", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result and what it depends on; `depends` must be plain JSON."""
+
+    kind: str
+    label: str
+    depends: dict[str, Any]
+    runs: Path = RUNS
+
+    @property
+    def key(self) -> str:
+        return hash_of(self.depends)
+
+    @property
+    def path(self) -> Path:
+        return self.runs / self.kind / f"{self.label}-{self.key}"
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "record.json").is_file()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was kept with the result: its measures, and where and when it was made."""
+        return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
+
+    @contextmanager
+    def making(self) -> Iterator[dict[str, Any]]:
+        """Hold the entry alone while it is made; the measures put into the dict complete it if no error occurs.
+
+        A second process that wants the same entry waits, and should look at `is_complete` again.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(self.path.name + ".lock")):
+            measures: dict[str, Any] = {}
+            start = time.perf_counter()
+            yield measures
+            if self.is_complete:
+                return
+            seconds = round(time.perf_counter() - start, 1)
+            record = {"depends": self.depends, "measures": measures, "seconds": seconds, **circumstances()}
+            write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
+
+
+def hash_of(depends: dict[str, Any]) -> str:
+    """Hash plain JSON content, whatever the order of its keys, to 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that under its name it is whole or absent, even after a crash or on a full disk."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def circumstances() -> dict[str, Any]:
+    """Say on what a number was measured: device, versions, commit, time."""
+    import torch  # here, since reading facts and profiles should not load torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF if _has(name)}}
+    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"device": device, "versions": versions, "commit": _commit(), "finished": finished}
+
+
+def _has(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
