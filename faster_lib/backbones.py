@@ -1,0 +1,200 @@
+"""The clip-level networks of Table 1, as data read by one builder."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+CLIP_FRAMES_MULTIPLE = 8  # Source: Table 1, every network turns L frames into a feature map of L/8
+BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
+
+
+class Stage(NamedTuple):
+    """One row res2 to res5 of Table 1."""
+
+    blocks: int
+    width: int  # of the bottleneck; the block's output has EXPANSION times as many channels
+    stride: int  # spatial stride of the first block; R(2+1)D and R3D stride time by the same
+
+
+class Architecture(NamedTuple):
+    """One column of Table 1: the stem's convolutions and how a block looks along time."""
+
+    stem: tuple[tuple[int, tuple[int, int, int], tuple[int, int, int]], ...]  # (channels, kernel, stride) in order
+    stages: tuple[Stage, ...]
+    block: str  # "2d": 1x3x3, "2plus1d": 1x3x3 then 3x1x1, "3d": 3x3x3
+
+
+EXPANSION = 4
+_STAGES_26 = (Stage(2, 64, 1), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2))
+_STAGES_50 = (Stage(3, 64, 1), Stage(4, 128, 2), Stage(6, 256, 2), Stage(3, 512, 2))
+
+# Source: Table 1; R3D-50 (Table 6) is Tran et al. 2018's R3D with the same stages.
+TABLE_1 = {
+    "r2d_26": Architecture(((64, (8, 7, 7), (8, 2, 2)),), _STAGES_26, "2d"),
+    "r2plus1d_50": Architecture(((45, (1, 7, 7), (1, 2, 2)), (64, (3, 1, 1), (1, 1, 1))), _STAGES_50, "2plus1d"),
+    "r3d_50": Architecture(((64, (3, 7, 7), (1, 2, 2)),), _STAGES_50, "3d"),
+}
+
+
+class Bottleneck(nn.Module):
+    """1x1x1, the block's own convolutions, 1x1x1 to 4 times the width; then add the shortcut and rectify.
+
+    The strides sit on the middle convolutions; the shortcut is a strided 1x1x1 convolution where the shape changes.
+
+    Shape: (B, in_channels, l, h, w) -> (B, 4 * width, l / stride, h / stride, w / stride); "2d" keeps l.
+    Source: FASTER (AAAI 2020), Table 1; its printed costs settle where the strides are.
+    """
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, block: str):
+        super().__init__()
+        out_channels = EXPANSION * width
+        time_stride = 1 if block == "2d" else stride
+        layers = [conv_bn(in_channels, width, (1, 1, 1)), nn.ReLU(inplace=True)]
+        if block == "2d":
+            layers += [conv_bn(width, width, (1, 3, 3), (1, stride, stride))]
+        elif block == "3d":
+            layers += [conv_bn(width, width, (3, 3, 3), (stride, stride, stride))]
+        else:
+            factorised = factorised_width(width)
+            layers += [conv_bn(width, factorised, (1, 3, 3), (1, stride, stride)), nn.ReLU(inplace=True)]
+            layers += [conv_bn(factorised, width, (3, 1, 1), (stride, 1, 1))]
+        layers += [nn.ReLU(inplace=True), conv_bn(width, out_channels, (1, 1, 1))]
+        self.residual = nn.Sequential(*layers)
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        else:
+            self.shortcut = conv_bn(in_channels, out_channels, (1, 1, 1), (time_stride, stride, stride))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+class Backbone(nn.Module):
+    """A clip network of Table 1: stem, max pooling, four stages, global average pooling, one fully-connected layer.
+
+    Shape: (B, 3, L, H, W) float -> (B, num_classes) logits; L a multiple of 8.
+    Raises: ValueError if the clips have another shape.
+    Source: FASTER (AAAI 2020), Table 1.
+    """
+
+    def __init__(self, architecture: Architecture, *, num_classes: int, width: float):
+        super().__init__()
+        scale = _channel_scaler(width)
+        stem, channels = [], 3
+        for out_channels, kernel, stride in architecture.stem:
+            stem += [conv_bn(channels, scale(out_channels), kernel, stride), nn.ReLU(inplace=True)]
+            channels = scale(out_channels)
+        self.stem = nn.Sequential(*stem)
+        self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        stages = []
+        for stage in architecture.stages:
+            blocks = []
+            for i in range(stage.blocks):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(Bottleneck(channels, scale(stage.width), stride=stride, block=architecture.block))
+                channels = EXPANSION * scale(stage.width)
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.channels = channels  # of the feature map
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        """Compute the feature map x_t of the last convolutional layer.
+
+        Shape: (B, 3, L, H, W) -> (B, channels, L/8, H/32, W/32), the sizes of space rounded up
+        """
+        check_clips(clips)
+        return self.stages(self.pool(self.stem(clips)))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Pool a feature map globally and score it.
+
+        Shape: (B, channels, l, h, w) -> (B, num_classes) logits
+        """
+        return self.classifier(features.mean(dim=(-3, -2, -1)))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(clips))
+
+
+def build_backbone(name: str, num_classes: int = 400, width: float = 1.0) -> Backbone:
+    """Build a network of Table 1 with fresh weights.
+
+    Args:
+        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones).
+        width: scales every channel count but the input's and the classes'.
+
+    Raises: ValueError for an unknown name, a width that is not positive, or fewer than one class.
+    """
+    if name not in TABLE_1:
+        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(TABLE_1)}")
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
+    return Backbone(TABLE_1[name], num_classes=num_classes, width=width)
+
+
+def factorised_width(width: int) -> int:
+    """Give the channels between 1x3x3 and 3x1x1 that make their weights as many as those of one 3x3x3 convolution.
+
+    Source: Tran et al. 2018, section 3.5, with the bottleneck's width as both the input and the output channels.
+    """
+    return 27 * width * width // (9 * width + 3 * width)
+
+
+def check_clips(clips: torch.Tensor) -> None:
+    """Raise ValueError unless `clips` has shape (B, 3, L, H, W) with L a positive multiple of 8."""
+    shape = tuple(int(size) for size in clips.shape)  # whole numbers also while a tracer watches
+    if len(shape) != 5 or shape[1] != 3:
+        raise ValueError(f"clips have shape {shape}; they must be (B, 3, L, H, W), colour before frames")
+    check_clip_frames(shape[2])
+
+
+def check_clip_frames(clip_frames: int) -> None:
+    """Raise ValueError unless the clip length L is a positive multiple of 8."""
+    if isinstance(clip_frames, bool) or not isinstance(clip_frames, int):
+        raise ValueError(f"L is {clip_frames!r}; the frames per clip must be a whole number, such as 8, 16 or 32")
+    if clip_frames < 1 or clip_frames % CLIP_FRAMES_MULTIPLE:
+        raise ValueError(
+            f"L is {clip_frames}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
+            "such as 8, 16 or 32, since the networks reduce time by 8"
+        )
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
+) -> nn.Sequential:
+    """Build a convolution without bias, padded to keep odd kernels centred, and its batch normalisation.
+
+    The even kernel 8 of R2D-26's stem meets a stride of 8 and takes no padding along time.
+    """
+    padding = tuple(k // 2 if k % 2 else 0 for k in kernel)
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False),
+        nn.BatchNorm3d(out_channels, eps=BN_EPS),
+    )
+
+
+def _channel_scaler(width: float):
+    if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+        raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
+    return lambda channels: max(1, round(channels * width))
+
+
+def _initialise(network: nn.Module) -> None:
+    """MSRA initialisation; the last batch norm of each block starts at 0, so that a block starts as its shortcut.
+
+    Source: VMZ for the convolutions; Goyal et al. 2017 for the zero (ours: the paper does not say; it helped).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.residual[-1][1].weight)
