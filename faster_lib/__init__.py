@@ -1,0 +1,19 @@
+"""FASTER recurrent networks for efficient video classification: models, counting and data for the notebooks."""
+
+from faster_lib.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.backbones import TABLE_1, build_backbone
+from faster_lib.faster import Faster, Schedule
+from faster_lib.flops import count_macs, video_gmacs
+from faster_lib.profiles import load_profile
+
+__all__ = [
+    "AGGREGATORS",
+    "TABLE_1",
+    "Faster",
+    "Schedule",
+    "build_aggregator",
+    "build_backbone",
+    "count_macs",
+    "load_profile",
+    "video_gmacs",
+]

@@ -1,0 +1,196 @@
+"""The five aggregators of Table 3. Each computes one step, (x_t, state) -> state; the loop over clips is elsewhere."""
+
+import torch
+from torch import nn
+
+from faster_lib.backbones import BN_EPS
+
+
+class Aggregator(nn.Module):
+    """What all aggregators share: one step as `forward`, the start o_0 = x_0, and how a state is read.
+
+    A state may be a tensor or a tuple of tensors; only the aggregator looks inside.
+
+    Shape: feature (B, C, l, h, w), state or None -> state
+    Source: FASTER (AAAI 2020), Eq. 1.
+    """
+
+    aggregates_scores = False  # True: x_t is a clip's scores (B, num_classes) instead of its feature map
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def start(self, feature: torch.Tensor):
+        """Make the state after the first clip, o_0 = x_0."""
+        return feature
+
+    def step(self, feature: torch.Tensor, state):
+        """Make the state o_t out of x_t and o_{t-1}."""
+        raise NotImplementedError
+
+    def read(self, state) -> torch.Tensor:
+        """Pool a state globally: -> (B, C), the input of the classifier."""
+        return state.mean(dim=(-3, -2, -1))
+
+    def forward(self, feature: torch.Tensor, state=None):
+        self._check(feature)
+        return self.start(feature) if state is None else self.step(feature, state)
+
+    def _check(self, feature: torch.Tensor) -> None:
+        if feature.ndim != 5 or feature.shape[1] != self.channels:
+            raise ValueError(f"feature has shape {tuple(feature.shape)}; it must be (B, {self.channels}, l, h, w)")
+
+
+class AveragePool(Aggregator):
+    """Average the clips' classification scores, whichever network gave them; nothing is learned.
+
+    Scores are probabilities (ours; the paper does not say). The state is their mean so far and the number of clips.
+
+    Shape: scores (B, num_classes), state or None -> state; read -> (B, num_classes)
+    Source: FASTER (AAAI 2020), "Average pooling".
+    """
+
+    aggregates_scores = True
+
+    def start(self, scores: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return scores, 1
+
+    def step(self, scores: torch.Tensor, state: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, int]:
+        mean, count = state
+        return mean + (scores - mean) / (count + 1), count + 1
+
+    def read(self, state: tuple[torch.Tensor, int]) -> torch.Tensor:
+        return state[0]
+
+    def _check(self, scores: torch.Tensor) -> None:
+        if scores.ndim != 2:
+            raise ValueError(f"scores have shape {tuple(scores.shape)}; they must be (B, num_classes)")
+
+
+class Concat(Aggregator):
+    """Concatenate x_t with o_{t-1} and project: ReLU(BN(W o_{t-1} + U x_t)).
+
+    Shape: feature (B, C, l, h, w), state (B, C, l, h, w) -> state (B, C, l, h, w)
+    Source: FASTER (AAAI 2020), Eq. 5, Fig. 2a.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.W = pointwise(channels, channels)
+        self.U = pointwise(channels, channels)
+        self.bn = nn.BatchNorm3d(channels, eps=BN_EPS)
+
+    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.bn(self.W(state) + self.U(feature)))
+
+
+class LSTM(Aggregator):
+    """An LSTM cell on globally pooled features; its output and its memory both start as x_0 pooled.
+
+    Shape: feature (B, C, l, h, w), state (output (B, C), memory (B, C)) -> the same
+    Source: FASTER (AAAI 2020), "LSTM": three gates and a memory; torch's cell, which has no peepholes. The start of the
+        memory and a forget-gate bias of 1 are ours.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.cell = nn.LSTMCell(channels, channels)
+        with torch.no_grad():
+            self.cell.bias_ih.zero_()
+            self.cell.bias_hh.zero_()
+            self.cell.bias_ih[channels : 2 * channels] = 1.0  # torch orders the gates input, forget, cell, output
+
+    def start(self, feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = super().read(feature)
+        return pooled, pooled
+
+    def step(
+        self, feature: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cell(super().read(feature), state)
+
+    def read(self, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return state[0]
+
+
+class GRU(Aggregator):
+    """A GRU on globally pooled features, with the reset before the product as in Eq. 3.
+
+    Shape: feature (B, C, l, h, w), state (B, C) -> state (B, C)
+    Source: FASTER (AAAI 2020), Eq. 2-3. Two candidate matrices: Eq. 3 prints one symbol, its cost needs two products.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.G_rx, self.G_zx, self.V_x = (nn.Linear(channels, channels) for _ in range(3))
+        self.G_ro, self.G_zo, self.V_o = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+
+    def start(self, feature: torch.Tensor) -> torch.Tensor:
+        return super().read(feature)
+
+    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        pooled = super().read(feature)
+        r = torch.sigmoid(self.G_rx(pooled) + self.G_ro(state))
+        z = torch.sigmoid(self.G_zx(pooled) + self.G_zo(state))
+        return update_state(state, z, torch.tanh(self.V_x(pooled) + self.V_o(r * state)))
+
+    def read(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+class FASTGRU(Aggregator):
+    """Gate clip features without pooling them, through bottlenecked 1x1x1 convolutions.
+
+    Shape: feature (B, C, l, h, w), state (B, C, l, h, w) -> state (B, C, l, h, w)
+    Args:
+        reduction: factor r by which the gates compress channels.
+    Raises: ValueError if channels is not divisible by reduction.
+    Source: FASTER (AAAI 2020), Eq. 3-4, Fig. 2b. Two candidate matrices: Eq. 3 prints one symbol, its cost needs two
+        products. Biases are ours: one for each sum of products.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4):
+        super().__init__(channels)
+        if reduction < 1 or channels % reduction:
+            raise ValueError(f"{channels} channels cannot be reduced by {reduction}; it must divide them")
+        reduced = channels // reduction
+        self.U_rx, self.U_zx = pointwise(channels, reduced, bias=True), pointwise(channels, reduced, bias=True)
+        self.U_ro, self.U_zo = pointwise(channels, reduced), pointwise(channels, reduced)
+        self.W_r, self.W_z = pointwise(reduced, channels, bias=True), pointwise(reduced, channels, bias=True)
+        self.V_x, self.V_o = pointwise(channels, channels, bias=True), pointwise(channels, channels)
+
+    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        r = torch.sigmoid(self.W_r(torch.relu(self.U_rx(feature) + self.U_ro(state))))
+        z = torch.sigmoid(self.W_z(torch.relu(self.U_zx(feature) + self.U_zo(state))))
+        return update_state(state, z, torch.tanh(self.V_x(feature) + self.V_o(r * state)))
+
+
+AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": GRU, "fast_gru": FASTGRU}
+
+
+def build_aggregator(name: str, channels: int, reduction: int = 4) -> Aggregator:
+    """Build an aggregator with fresh weights.
+
+    Args:
+        name: "avg_pool", "concat", "lstm", "gru" or "fast_gru".
+        channels: of the feature maps.
+        reduction: FAST-GRU's r; the others have none.
+
+    Raises: ValueError for an unknown name, fewer than one channel, or channels that `reduction` does not divide.
+    """
+    if name not in AGGREGATORS:
+        raise ValueError(f"unknown aggregator {name!r}; choose one of {', '.join(AGGREGATORS)}")
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"channels is {channels!r}; it must be a whole number of at least 1")
+    return FASTGRU(channels, reduction) if name == "fast_gru" else AGGREGATORS[name](channels)
+
+
+def update_state(state: torch.Tensor, z: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+    """Move the state towards the candidate by the update gate: (1 - z) * state + z * candidate (Eq. 3)."""
+    return state + z * (candidate - state)
+
+
+def pointwise(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv3d:
+    """Build a 1x1x1 convolution."""
+    return nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=bias)

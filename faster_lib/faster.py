@@ -1,0 +1,178 @@
+"""FASTER: an expensive network on some clips of a video, a cheap one on the rest, an aggregator over their features."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from faster_lib.aggregators import Aggregator
+from faster_lib.backbones import Backbone, check_clip_frames
+
+
+class Schedule(str):
+    """Which network sees which clip: a word of E (expensive) and C (cheap), the first clip first.
+
+    Raises: ValueError for an empty word or any other letter.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, pattern: str) -> "Schedule":
+        if not isinstance(pattern, str) or not pattern or set(pattern) - {"E", "C"}:
+            raise ValueError(f"schedule {pattern!r} must be a word of E (expensive) and C (cheap), such as 'ECCC'")
+        return super().__new__(cls, pattern)
+
+    @classmethod
+    def ratio(cls, num_clips: int, cheap_per_expensive: int) -> "Schedule":
+        """Make the pattern 1:x: the first clip of each group of 1 + x is expensive; x = 0 makes all expensive.
+
+        Source: FASTER, Table 4; the place within a group is ours, the paper does not say.
+        Raises: ValueError if groups of 1 + x do not fill `num_clips` exactly.
+        """
+        _check_whole("num_clips", num_clips, least=1)
+        _check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
+        group = 1 + cheap_per_expensive
+        if num_clips % group:
+            fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
+            raise ValueError(
+                f"ratio 1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips; "
+                f"choose one of {fitting}"
+            )
+        return cls(("E" + "C" * cheap_per_expensive) * (num_clips // group))
+
+    @classmethod
+    def first_expensive(cls, num_clips: int) -> "Schedule":
+        """Make the pattern of Table 3: the first clip is expensive, all others are cheap."""
+        return cls.ratio(num_clips, num_clips - 1)
+
+    @property
+    def is_expensive(self) -> tuple[bool, ...]:
+        """For each clip, whether the expensive network sees it."""
+        return tuple(letter == "E" for letter in self)
+
+    def __repr__(self) -> str:
+        return f"Schedule({str(self)!r})"
+
+
+class StreamState(NamedTuple):
+    """What `Faster.step` carries from clip to clip: how many clips it has seen, and the aggregator's state."""
+
+    num_clips: int
+    memory: Any
+
+
+class Faster(nn.Module):
+    """Classify a video from its clips.
+
+    Shape: (B, N, 3, L, H, W) -> (B, num_classes) logits; N at most the schedule's length
+    Args:
+        num_classes: of the classifier over the aggregated features. Averaging uses the networks' own classifiers.
+        feature_scales: by which the features of (expensive, cheap) are multiplied before they are aggregated. Ours:
+            bringing them to unit size suits gates that start near 0 and a candidate within -1 and 1.
+        dropout: of the pooled state in training.
+    Raises: ValueError if the networks and the aggregator do not fit each other.
+    Source: FASTER (AAAI 2020), Fig. 1b, Eq. 1.
+    """
+
+    def __init__(
+        self,
+        expensive: Backbone,
+        cheap: Backbone,
+        aggregator: Aggregator,
+        schedule: Schedule | str,
+        num_classes: int,
+        *,
+        feature_scales: tuple[float, float] = (1.0, 1.0),
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.expensive, self.cheap, self.aggregator = expensive, cheap, aggregator
+        self.schedule = Schedule(schedule)
+        self.register_buffer("feature_scales", torch.tensor(feature_scales))
+        if aggregator.aggregates_scores:
+            self._check_equal("classes", expensive.classifier.out_features, cheap.classifier.out_features, num_classes)
+            self.classifier = None
+        else:
+            self._check_equal("channels", expensive.channels, cheap.channels, aggregator.channels)
+            self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Run one step for each clip, in order, and return the last result."""
+        if clips.ndim != 6 or clips.shape[2] != 3:
+            raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, N, 3, L, H, W)")
+        check_clip_frames(clips.shape[3])
+        self._check_num_clips(clips.shape[1])
+        state = None
+        for clip in clips.unbind(1):  # (B, 3, L, H, W)
+            state = self._advance(self._look(clip, state), state)
+        return self._classify(state)
+
+    def step(self, clip: torch.Tensor, state: StreamState | None = None) -> tuple[StreamState, torch.Tensor]:
+        """Take in one more clip and classify the video so far.
+
+        Shape: clip (B, 3, L, H, W) -> state, (B, num_classes) logits
+        Raises: ValueError if the schedule's clips have all been seen.
+        """
+        self._check_num_clips(1 if state is None else state.num_clips + 1)
+        state = self._advance(self._look(clip, state), state)
+        return state, self._classify(state)
+
+    def from_features(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
+        """Classify videos whose clips' feature maps have been computed by both networks; the schedule picks.
+
+        Shape: two of (B, N, C, l, h, w) -> (B, num_classes) logits
+        """
+        if expensive.shape != cheap.shape or expensive.ndim != 6:
+            raise ValueError(
+                f"features have shapes {tuple(expensive.shape)} and {tuple(cheap.shape)}; "
+                "both must be the same (B, N, C, l, h, w)"
+            )
+        self._check_num_clips(expensive.shape[1])
+        state = None
+        for t, maps in enumerate(zip(expensive.unbind(1), cheap.unbind(1), strict=True)):
+            is_expensive = self.schedule.is_expensive[t]
+            feature = self._prepare(maps[0] if is_expensive else maps[1], is_expensive)
+            state = self._advance(feature, state)
+        return self._classify(state)
+
+    def _look(self, clip: torch.Tensor, state: StreamState | None) -> torch.Tensor:
+        is_expensive = self.schedule.is_expensive[0 if state is None else state.num_clips]
+        network = self.expensive if is_expensive else self.cheap
+        return self._prepare(network.features(clip), is_expensive)
+
+    def _prepare(self, feature: torch.Tensor, is_expensive: bool) -> torch.Tensor:
+        """Turn a feature map into the aggregator's x_t: scores for averaging, otherwise the scaled map."""
+        if self.aggregator.aggregates_scores:
+            network = self.expensive if is_expensive else self.cheap
+            return network.classify(feature).softmax(dim=-1)
+        return feature * self.feature_scales[0 if is_expensive else 1]
+
+    def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
+        """Go on by one clip; every way through the model comes by here."""
+        if state is None:
+            return StreamState(1, self.aggregator(feature))
+        return StreamState(state.num_clips + 1, self.aggregator(feature, state.memory))
+
+    def _classify(self, state: StreamState) -> torch.Tensor:
+        read = self.aggregator.read(state.memory)
+        if self.classifier is None:
+            return read.clamp_min(torch.finfo(read.dtype).tiny).log()  # logits whose softmax is the mean probability
+        return self.classifier(read)
+
+    def _check_num_clips(self, num_clips: int) -> None:
+        if not 1 <= num_clips <= len(self.schedule):
+            raise ValueError(
+                f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
+            )
+
+    def _check_equal(self, what: str, expensive: int, cheap: int, wanted: int) -> None:
+        if not expensive == cheap == wanted:
+            raise ValueError(
+                f"{what} differ: {expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
+            )
+
+
+def _check_whole(name: str, value: Iterable, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
