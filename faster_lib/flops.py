@@ -1,0 +1,177 @@
+"""Counting multiply-accumulates (MACs) through fvcore, in the paper's convention.
+
+What the paper calls FLOPs are the MACs of convolutions and fully-connected layers; everything else is free. A video's
+cost is composed of its clips' costs, each network being counted once.
+"""
+
+import functools
+import logging
+import math
+import warnings
+
+import torch
+from torch import nn
+
+with (
+    warnings.catch_warnings()
+):  # its import scripts two losses that nobody here uses, and torch.jit.script is deprecated
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+
+from faster_lib.aggregators import Aggregator, build_aggregator
+from faster_lib.backbones import build_backbone, check_clip_frames
+from faster_lib.faster import Schedule
+
+# Operators that fvcore counts and the paper does not. Source: Table 2, whose
+# 119.9 for R(2+1)D-50 at L = 32 is 119.92 without batch norm and 120.58 with it.
+_NOT_IN_CONVENTION = tuple(
+    f"aten::{name}"
+    for name in (
+        "batch_norm",
+        "group_norm",
+        "layer_norm",
+        "instance_norm",
+        "adaptive_avg_pool3d",
+        "adaptive_avg_pool2d",
+    )
+)
+# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, softmax, dropout.
+_FREE = {
+    f"aten::{name}"
+    for name in (
+        *("sigmoid", "sigmoid_", "tanh", "tanh_", "relu", "relu_", "mean", "max_pool3d", "max_pool2d", "avg_pool3d"),
+        *("avg_pool2d", "softmax", "log", "clamp_min", "dropout", "rsub", "sub", "sub_", "neg", "add", "add_", "mul"),
+        *(
+            "mul_",
+            "div",
+            "div_",
+            "stack",
+            "cat",
+            "chunk",
+            "unsafe_chunk",
+            "split",
+            "unbind",
+            "select",
+            "ones_like",
+            "zeros_like",
+            "zeros",
+        ),
+    )
+}
+
+
+def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
+    """Count the multiply-accumulates of one call, those of convolutions and matrix products.
+
+    Args:
+        example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
+
+    Raises: ValueError if the module runs an operator that can be neither counted nor taken as free, such as a whole
+        `nn.LSTM`, which fvcore would silently count as 0.
+    """
+    was_training = module.training
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
+            count = FlopCountAnalysis(module.eval(), arguments)
+            count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            count.set_op_handle(*(part for name in _NOT_IN_CONVENTION for part in (name, _count_nothing)))
+            total = count.total()
+            uncounted = sorted(set(count.unsupported_ops()) - _FREE)
+    finally:
+        module.train(was_training)
+    if uncounted:
+        raise ValueError(
+            f"{type(module).__name__} runs {', '.join(uncounted)}, which cannot be counted; "
+            "build it from convolutions, linear layers and cells"
+        )
+    return int(total)
+
+
+def video_gmacs(
+    *,
+    expensive: str | nn.Module,
+    cheap: str | nn.Module,
+    aggregator: str | Aggregator | None,
+    schedule: Schedule | str,
+    L: int,  # the paper's letter
+    size_px: int = 224,
+) -> float:
+    """Compose the cost of one video, in 1e9 MACs: each clip's network, and N - 1 steps of the aggregator.
+
+    Args:
+        expensive, cheap: a network, or a name of `build_backbone` at the paper's size (400 classes).
+        aggregator: likewise, at the channels of the expensive network; None or "avg_pool" costs nothing.
+        L: frames per clip.
+        size_px: height and width of the clips.
+
+    Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
+    Source: FASTER, Table 4; averaging rows count no aggregator.
+    """
+    check_clip_frames(L)
+    if isinstance(size_px, bool) or not isinstance(size_px, int) or size_px < 1:
+        raise ValueError(f"size_px is {size_px!r}; it must be a whole number of pixels, 224 in the paper")
+    schedule = Schedule(schedule)
+    total = 0
+    for letter, network in (("E", expensive), ("C", cheap)):
+        if letter in schedule:
+            total += schedule.count(letter) * _clip_macs(network, L, size_px)
+    if aggregator is not None and len(schedule) > 1:
+        channels = 2048 if isinstance(expensive, str) else expensive.channels
+        total += (len(schedule) - 1) * _step_macs(aggregator, channels, L, size_px)
+    return total / 1e9
+
+
+def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int:
+    """Count one step of an aggregator on feature maps of l, h, w; averaging scores costs nothing."""
+    if aggregator.aggregates_scores:
+        return 0
+    feature = torch.zeros(1, aggregator.channels, *feature_size)
+    return count_macs(_Step(aggregator), (feature,))
+
+
+class _Step(nn.Module):
+    """One step from a state made of the same feature, so that a state of any form is made inside.
+
+    Shape: (1, C, l, h, w) -> (1, C)
+    Source: ours, for counting.
+    """
+
+    def __init__(self, aggregator: Aggregator):
+        super().__init__()
+        self.aggregator = aggregator
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        return self.aggregator.read(self.aggregator(feature, self.aggregator(feature)))
+
+
+def _clip_macs(network: str | nn.Module, clip_frames: int, size_px: int) -> int:
+    if isinstance(network, str):
+        return _named_clip_macs(network, clip_frames, size_px)
+    return count_macs(network, torch.zeros(1, 3, clip_frames, size_px, size_px))
+
+
+@functools.cache
+def _named_clip_macs(name: str, clip_frames: int, size_px: int) -> int:
+    return _clip_macs(build_backbone(name), clip_frames, size_px)
+
+
+def _step_macs(aggregator: str | Aggregator, channels: int, clip_frames: int, size_px: int) -> int:
+    side = math.ceil(size_px / 32)
+    feature_size = (clip_frames // 8, side, side)
+    if isinstance(aggregator, str):
+        return _named_step_macs(aggregator, channels, feature_size)
+    return step_macs(aggregator, feature_size)
+
+
+@functools.cache
+def _named_step_macs(name: str, channels: int, feature_size: tuple[int, int, int]) -> int:
+    return step_macs(build_aggregator(name, channels), feature_size)
+
+
+def _count_nothing(inputs: list, outputs: list) -> int:
+    return 0
+
+
+logging.getLogger("fvcore").setLevel(logging.ERROR)  # it would warn of the operators that are checked here
