@@ -1,0 +1,1 @@
+"""Videos in, clips out: files, sampling, transforms, data sets."""

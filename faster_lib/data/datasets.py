@@ -1,0 +1,167 @@
+"""Annotated videos as PyTorch data sets: random clips for stage 1, all clips of a video for stage 2 and the test."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from faster_lib.data import sampling
+from faster_lib.data.transforms import eval_transform, train_transform
+from faster_lib.data.video import open_video, read_frames
+from faster_lib.profiles import Data
+
+ANNOTATIONS = "annotations.csv"
+_COLUMNS = ["path", "label", "split"]
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """The videos of one split; class indices follow the alphabetical order of all labels of the set."""
+
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_annotations(root: Path, split: str) -> VideoList:
+    """Read one split of `<root>/annotations.csv`: path (relative to root), label and split.
+
+    Raises: FileNotFoundError without such a file; ValueError for other columns, an empty field or an unknown split.
+    """
+    path = root / ANNOTATIONS
+    if not path.is_file():
+        raise FileNotFoundError(f"no annotation file {path}; it must have the columns {','.join(_COLUMNS)}")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != _COLUMNS:
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; they must be {','.join(_COLUMNS)}")
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row or not all(row.values()):
+            raise ValueError(f"{path}, line {number}: {list(row.values())} is not one path, label and split")
+    classes = tuple(sorted({row["label"] for row in rows}))
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(sorted({row['split'] for row in rows}))}")
+    targets = tuple(classes.index(row["label"]) for row in chosen)
+    return VideoList(tuple(root / row["path"] for row in chosen), targets, classes)
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """Make a random generator that depends on these numbers alone, so that order and workers do not matter."""
+    state = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class RandomClips(Dataset):
+    """Random clips of L consecutive frames; an item is asked for as (epoch, index of the video).
+
+    Shape: item -> (clips_per_video, 3, L, crop, crop) uint8, target
+    Source: FASTER, "Setups for clip-level backbones".
+    """
+
+    def __init__(self, videos: VideoList, data: Data, *, clip_frames: int, clips_per_video: int, seed: int):
+        self.videos, self.data, self.seed = videos, data, seed
+        self.clip_frames, self.clips_per_video = clip_frames, clips_per_video
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        epoch, index = draw
+        generator = generator_for(self.seed, epoch, index)
+        path = self.videos.paths[index]
+        reader = open_video(path)
+        clips = []
+        for _ in range(self.clips_per_video):
+            start = sampling.random_clip_start(len(reader), self.clip_frames, generator)
+            indices = sampling.clip_frame_indices(start, self.clip_frames, len(reader))
+            frames = read_frames(reader, indices, path=path)
+            clips.append(_random_view(frames, self.data, generator))
+        return torch.stack(clips), self.videos.targets[index]
+
+
+class EpochDraws(Sampler):
+    """Endless shuffled epochs cut into batches of (epoch, index), from any iteration on, so that training resumes."""
+
+    def __init__(self, num_videos: int, *, batch_videos: int, first: int, iterations: int, seed: int):
+        self.num_videos, self.batch_videos, self.seed = num_videos, batch_videos, seed
+        self.first, self.iterations = first, iterations
+
+    def __len__(self) -> int:
+        return self.iterations - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        orders: dict[int, list[int]] = {}
+        for iteration in range(self.first, self.iterations):
+            positions = range(iteration * self.batch_videos, (iteration + 1) * self.batch_videos)
+            batch = []
+            for epoch, place in (divmod(position, self.num_videos) for position in positions):
+                if epoch not in orders:
+                    orders = {epoch: self._order(epoch), **{e: o for e, o in orders.items() if e == epoch - 1}}
+                batch.append((epoch, orders[epoch][place]))
+            yield batch
+
+    def _order(self, epoch: int) -> list[int]:
+        return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
+
+
+class VideoClips(Dataset):
+    """All N clips of a video, the frames decoded once.
+
+    With `views` = 0 the clips cover the video uniformly and are cut centrally, as in the test. Otherwise each view has
+    its own N random clips in temporal order and its own random cut, as in stage 2's training.
+
+    Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8, target
+    Source: FASTER, "Setups for learning to aggregate".
+    """
+
+    def __init__(self, videos: VideoList, data: Data, *, clip_frames: int, num_clips: int, views: int, seed: int):
+        self.videos, self.data, self.seed = videos, data, seed
+        self.clip_frames, self.num_clips, self.views = clip_frames, num_clips, views
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path = self.videos.paths[index]
+        reader = open_video(path)
+        generators = [generator_for(self.seed, view, index) for view in range(self.views)]
+        starts = [self._starts(len(reader), generator) for generator in generators or [None]]
+        wanted = [
+            [sampling.clip_frame_indices(start, self.clip_frames, len(reader)) for start in view] for view in starts
+        ]
+        needed = sorted({i for view in wanted for clip in view for i in clip})
+        frames = read_frames(reader, needed, path=path)
+        place = {frame: i for i, frame in enumerate(needed)}
+        views = []
+        for view, generator in zip(wanted, generators or [None], strict=True):
+            chosen = frames[[place[i] for clip in view for i in clip]]  # (N * L, H, W, 3)
+            cut = self._cut(chosen, generator)  # (3, N * L, crop, crop)
+            views.append(cut.unflatten(1, (self.num_clips, self.clip_frames)).transpose(0, 1))
+        return torch.stack(views), self.videos.targets[index]
+
+    def _starts(self, num_frames: int, generator: torch.Generator | None) -> list[int]:
+        if generator is None:
+            return sampling.uniform_clip_starts(num_frames, self.clip_frames, self.num_clips)
+        return sampling.random_clip_starts(num_frames, self.clip_frames, self.num_clips, generator)
+
+    def _cut(self, frames: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        if generator is None:
+            data = self.data
+            return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
+        return _random_view(frames, self.data, generator)
+
+
+def _random_view(frames: torch.Tensor, data: Data, generator: torch.Generator) -> torch.Tensor:
+    return train_transform(
+        frames,
+        short_side_px=data.train_short_side_px,
+        crop_px=data.crop_px,
+        is_flip_allowed=data.flip,
+        generator=generator,
+    )

@@ -1,0 +1,174 @@
+"""Generated videos on which the paper's question has an answer: who moves how, and where.
+
+A video's class is a pair (motion, context). The evidence for either is spread over the whole video:
+
+- *Motion* is the direction in which the actors move. In a share of the videos they show only as random flicker, each
+  pixel's polarity drawn anew in each frame. A linear temporal filter, such as the first layer of R2D-26, then carries
+  hardly a sign of direction, while a network that rectifies before it looks along time can follow the flicker. So the
+  expensive network is better at motion *by construction*; the kit says so wherever it reports that.
+- *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
+
+Neighbouring clips are redundant: shots last for dozens of frames. Labels are balanced, and nothing else tells them.
+"""
+
+import csv
+import io
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from faster_lib.data.datasets import ANNOTATIONS
+from faster_lib.data.video import encode_h264
+from faster_lib.paths import RUNS
+from faster_lib.profiles import Scene
+from faster_lib.store import Entry, write_whole
+
+RECIPE = 1  # raised whenever the same scene would give other pixels
+
+MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+CONTEXTS = {"red": (1.0, -0.5, -0.5), "green": (-0.5, 1.0, -0.5), "blue": (-0.5, -0.5, 1.0), "yellow": (0.5, 0.5, -1.0)}
+CLASSES = tuple(f"{motion}_{context}" for motion, context in itertools.product(MOTIONS, CONTEXTS))
+
+
+def generate(scene: Scene, split: str, *, workers: int, runs: Path = RUNS) -> Path:
+    """Make the videos of one split, or find them again, and give the folder with their `annotations.csv`.
+
+    Each video depends on the scene, the split and its number alone; an interrupted run goes on from what is there.
+
+    Raises: ValueError for a split that the scene does not have.
+    """
+    if split not in scene.videos:
+        raise ValueError(f"unknown split {split!r}; the scene has {', '.join(scene.videos)}")
+    depends = {"recipe": RECIPE, "scene": scene.model_dump(mode="json", exclude={"videos"}), "split": split}
+    depends["videos"] = scene.videos[split]
+    entry = Entry("videos", split, depends, runs)
+    if entry.is_complete:
+        return entry.path
+    with entry.making() as measures:
+        if not entry.is_complete:
+            rows = [(f"{split}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], split) for i in range(scene.videos[split])]
+            missing = [i for i, row in enumerate(rows) if not (entry.path / row[0]).is_file()]
+            _write_videos(missing, scene, split, entry.path, workers)
+            write_whole(entry.path / ANNOTATIONS, _as_csv([("path", "label", "split"), *rows]))
+            measures["videos"] = len(rows)
+            measures["bytes"] = sum((entry.path / row[0]).stat().st_size for row in rows)
+    return entry.path
+
+
+def _write_videos(numbers: list[int], scene: Scene, split: str, folder: Path, workers: int) -> None:
+    jobs = (delayed(_write_video)(number, scene, split, folder) for number in numbers)
+    done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
+    for _ in tqdm(done, desc=f"generate {split} videos", unit="video", total=len(numbers)):
+        pass
+
+
+def _write_video(number: int, scene: Scene, split: str, folder: Path) -> None:
+    rng = np.random.default_rng([scene.seed, ("train", "val", "test").index(split), number])
+    frames = render_video(number % len(CLASSES), scene, rng)
+    content = encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
+    write_whole(folder / f"{split}_{number:05d}.mp4", content)
+
+
+def _as_csv(rows: list[tuple[str, str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+class Shot(NamedTuple):
+    """A stretch of frames seen by one camera; `first` and `last` as in a slice."""
+
+    first: int
+    last: int
+
+
+def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Draw one video of a class.
+
+    Shape: -> (scene.frames, scene.size_px, scene.size_px, 3) uint8, RGB
+    Args:
+        scene: the profile's `scene` section.
+    """
+    motion, context = list(itertools.product(MOTIONS, CONTEXTS))[class_index]
+    video = np.empty((scene.frames, scene.size_px, scene.size_px, 3), dtype=np.float32)
+    does_flicker = rng.random() < scene.flicker_share
+    for shot in cut_into_shots(scene, rng):
+        frames = video[shot.first : shot.last]
+        frames[:] = _background(len(frames), scene, rng)[..., None]
+        if rng.random() < scene.distractor_share:
+            _draw_distractor(frames, scene, rng)
+        _draw_actors(frames, MOTIONS[motion], does_flicker, scene, rng)
+    first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
+    video[first:last] += scene.context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    video += rng.uniform(-scene.noise, scene.noise, size=video.shape[:3]).astype(np.float32)[..., None]
+    return np.clip(video, 0, 255).astype(np.uint8)
+
+
+def cut_into_shots(scene: Scene, rng: np.random.Generator) -> list[Shot]:
+    """Cut a video into shots of at least `scene.shortest_shot_frames`, their number drawn from `scene.shots`."""
+    count = int(rng.integers(scene.shots[0], scene.shots[1] + 1))
+    spare = scene.frames - count * scene.shortest_shot_frames
+    cuts = np.sort(rng.integers(0, spare + 1, size=count - 1)) + scene.shortest_shot_frames * np.arange(1, count)
+    edges = [0, *cuts.tolist(), scene.frames]
+    return [Shot(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Three drifting-free gratings under camera shake: (T, H, W)."""
+    grid = np.arange(scene.size_px, dtype=np.float32)
+    shake = rng.normal(0, scene.shake_px, size=(2, num_frames, 1)).astype(np.float32)
+    x, y = grid + shake[0], grid + shake[1]  # (T, W), (T, H)
+    image = np.full((num_frames, scene.size_px, scene.size_px), rng.uniform(90, 160), dtype=np.float32)
+    for _ in range(3):
+        frequency, angle, phase = rng.uniform(0.1, 0.5), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+        u, v = frequency * np.cos(angle) * x, frequency * np.sin(angle) * y + phase
+        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :] - np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
+        image += rng.uniform(4, 12) * wave
+    return image
+
+
+def _draw_distractor(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
+    """Put a still, tinted disc in front of the background."""
+    tint = np.asarray(list(CONTEXTS.values())[rng.integers(len(CONTEXTS))], dtype=np.float32)
+    frames += (
+        _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)[..., None] * 40 * tint
+    )
+
+
+def _draw_actors(frames: np.ndarray, direction, does_flicker: bool, scene: Scene, rng) -> None:
+    """Draw the actors: they move together while the action is on and rest otherwise.
+
+    Each has a polarity, bright or dark, which turns over in a share of the frames.
+    """
+    num_frames = len(frames)
+    is_moving = np.zeros(num_frames, dtype=bool)
+    is_moving[slice(*_stretch(num_frames, scene.action_share, rng))] = True
+    travel = np.cumsum(is_moving * rng.uniform(*scene.speed_px))[:, None] * np.asarray(direction)  # (T, 2)
+    for _ in range(scene.actors):
+        position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
+        mask = scene.actor_contrast * _disc(scene.size_px, position, scene.actor_px / 2)  # (T, H, W)
+        if does_flicker:
+            mask *= rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1
+        else:
+            mask *= rng.choice((-1, 1))
+        frames += mask[..., None]
+
+
+def _stretch(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
+    """Place one stretch that covers `share` of `length` frames at random, as (first, last)."""
+    covered = max(1, round(share * length))
+    first = int(rng.integers(0, length - covered + 1))
+    return first, first + covered
+
+
+def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
+    """Soft-edged discs on a torus: centres (T, 2) as (x, y) -> (T, H, W) in 0 to 1."""
+    grid = np.arange(size_px, dtype=np.float32)
+    offset = np.abs(grid[None, None, :] - centres.astype(np.float32)[:, :, None])  # (T, 2, size)
+    squared = np.minimum(offset, size_px - offset) ** 2
+    distance = np.sqrt(squared[:, 0, None, :] + squared[:, 1, :, None])
+    return np.clip(radius_px + 0.5 - distance, 0, 1)
