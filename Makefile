@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into $OUT
-	TQDM_MININTERVAL=10 $(BIN)/papermill --cwd notebooks --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
+	TQDM_MININTERVAL=10 $(BIN)/papermill --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
 
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	$(BIN)/pytest --nbval

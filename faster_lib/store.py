@@ -1,6 +1,6 @@
 """Results kept under a hash of everything they depend on, complete or not there at all.
 
-An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: a folder without one is unfinished,
+An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: without one it is unfinished,
 and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
 """
 
