@@ -1,5 +1,10 @@
 """FASTER recurrent networks for efficient video classification: models, counting and data for the notebooks."""
 
+import os
+
+# Threads that wait sleep instead of spinning, so that decoding processes get the cores. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from faster_lib.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.backbones import TABLE_1, build_backbone
 from faster_lib.faster import Faster, Schedule

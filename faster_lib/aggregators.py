@@ -152,8 +152,10 @@ class FASTGRU(Aggregator):
 
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__(channels)
-        if reduction < 1 or channels % reduction:
-            raise ValueError(f"{channels} channels cannot be reduced by {reduction}; it must divide them")
+        if not isinstance(reduction, int) or reduction < 1 or channels % reduction:
+            raise ValueError(
+                f"{channels} channels cannot be reduced by {reduction!r}; it must be a whole number that divides them"
+            )
         reduced = channels // reduction
         self.U_rx, self.U_zx = pointwise(channels, reduced, bias=True), pointwise(channels, reduced, bias=True)
         self.U_ro, self.U_zo = pointwise(channels, reduced), pointwise(channels, reduced)

@@ -132,7 +132,7 @@ def build_backbone(name: str, num_classes: int = 400, width: float = 1.0) -> Bac
     """
     if name not in TABLE_1:
         raise ValueError(f"unknown network {name!r}; choose one of {', '.join(TABLE_1)}")
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
     return Backbone(TABLE_1[name], num_classes=num_classes, width=width)
 

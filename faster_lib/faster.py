@@ -1,6 +1,6 @@
 """FASTER: an expensive network on some clips of a video, a cheap one on the rest, an aggregator over their features."""
 
-from collections.abc import Iterable
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +89,9 @@ class Faster(nn.Module):
         super().__init__()
         self.expensive, self.cheap, self.aggregator = expensive, cheap, aggregator
         self.schedule = Schedule(schedule)
+        _check_whole("num_classes", num_classes, least=1)
+        if len(feature_scales) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in feature_scales):
+            raise ValueError(f"feature_scales is {feature_scales}; it must be two positive numbers")
         self.register_buffer("feature_scales", torch.tensor(feature_scales))
         if aggregator.aggregates_scores:
             self._check_equal("classes", expensive.classifier.out_features, cheap.classifier.out_features, num_classes)
@@ -101,7 +104,7 @@ class Faster(nn.Module):
         """Run one step for each clip, in order, and return the last result."""
         if clips.ndim != 6 or clips.shape[2] != 3:
             raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, N, 3, L, H, W)")
-        check_clip_frames(clips.shape[3])
+        check_clip_frames(int(clips.shape[3]))  # a whole number also while a tracer watches
         self._check_num_clips(clips.shape[1])
         state = None
         for clip in clips.unbind(1):  # (B, 3, L, H, W)
@@ -173,6 +176,6 @@ class Faster(nn.Module):
             )
 
 
-def _check_whole(name: str, value: Iterable, *, least: int) -> None:
+def _check_whole(name: str, value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")

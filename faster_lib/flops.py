@@ -12,9 +12,7 @@ import warnings
 import torch
 from torch import nn
 
-with (
-    warnings.catch_warnings()
-):  # its import scripts two losses that nobody here uses, and torch.jit.script is deprecated
+with warnings.catch_warnings():  # importing it scripts two losses that nobody here uses, and that is deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
@@ -22,42 +20,15 @@ from faster_lib.aggregators import Aggregator, build_aggregator
 from faster_lib.backbones import build_backbone, check_clip_frames
 from faster_lib.faster import Schedule
 
-# Operators that fvcore counts and the paper does not. Source: Table 2, whose
-# 119.9 for R(2+1)D-50 at L = 32 is 119.92 without batch norm and 120.58 with it.
-_NOT_IN_CONVENTION = tuple(
-    f"aten::{name}"
-    for name in (
-        "batch_norm",
-        "group_norm",
-        "layer_norm",
-        "instance_norm",
-        "adaptive_avg_pool3d",
-        "adaptive_avg_pool2d",
-    )
-)
-# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, softmax, dropout.
-_FREE = {
-    f"aten::{name}"
-    for name in (
-        *("sigmoid", "sigmoid_", "tanh", "tanh_", "relu", "relu_", "mean", "max_pool3d", "max_pool2d", "avg_pool3d"),
-        *("avg_pool2d", "softmax", "log", "clamp_min", "dropout", "rsub", "sub", "sub_", "neg", "add", "add_", "mul"),
-        *(
-            "mul_",
-            "div",
-            "div_",
-            "stack",
-            "cat",
-            "chunk",
-            "unsafe_chunk",
-            "split",
-            "unbind",
-            "select",
-            "ones_like",
-            "zeros_like",
-            "zeros",
-        ),
-    )
-}
+# Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92
+# without batch norm and 120.58 with it.
+_NOT_IN_CONVENTION = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "adaptive_avg_pool3d")
+# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, softmax, dropout, views.
+_FREE = """
+    sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d softmax log clamp_min
+    dropout rsub sub sub_ neg add add_ mul mul_ div div_ stack cat chunk unsafe_chunk split unbind select zeros zeros_like
+    ones_like
+"""
 
 
 def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
@@ -69,18 +40,19 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
     Raises: ValueError if the module runs an operator that can be neither counted nor taken as free, such as a whole
         `nn.LSTM`, which fvcore would silently count as 0.
     """
-    was_training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments)
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            count.set_op_handle(*(part for name in _NOT_IN_CONVENTION for part in (name, _count_nothing)))
+            count.set_op_handle(*(part for op in _NOT_IN_CONVENTION for part in (f"aten::{op}", _count_nothing)))
             total = count.total()
-            uncounted = sorted(set(count.unsupported_ops()) - _FREE)
+            uncounted = sorted(set(count.unsupported_ops()) - {f"aten::{op}" for op in _FREE.split()})
     finally:
-        module.train(was_training)
+        for part, is_training in modes:
+            part.training = is_training
     if uncounted:
         raise ValueError(
             f"{type(module).__name__} runs {', '.join(uncounted)}, which cannot be counted; "

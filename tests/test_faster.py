@@ -1,0 +1,214 @@
+"""Tests of faster_lib.faster: the schedule as a word, and one way through the model however the clips arrive."""
+
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from faster_lib.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.backbones import build_backbone
+from faster_lib.faster import Faster, Schedule
+
+CLASSES, CHANNELS = 5, 32
+RECURRENT = [name for name in AGGREGATORS if name != "avg_pool"]
+
+
+def make(aggregator: str = "fast_gru", schedule: str = "ECCE", seed: int = 0, **options) -> Faster:
+    torch.manual_seed(seed)
+    networks = (build_backbone(name, CLASSES, 1 / 64) for name in ("r2plus1d_50", "r2d_26"))
+    model = Faster(*networks, build_aggregator(aggregator, CHANNELS), schedule, CLASSES, **options).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(std=0.5)  # so that all scores differ clearly
+    return model
+
+
+def videos(num_clips: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(2, num_clips, 3, 8, 33, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def feature_maps(model: Faster, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    networks = (model.expensive, model.cheap)
+    return tuple(torch.stack([network.features(clip) for clip in clips.unbind(1)], dim=1) for network in networks)
+
+
+@given(groups=st.integers(1, 40), cheap_per_expensive=st.integers(0, 40))
+def test_a_ratio_fills_the_video_with_groups_that_begin_expensive(groups, cheap_per_expensive):
+    num_clips = groups * (1 + cheap_per_expensive)
+    schedule = Schedule.ratio(num_clips, cheap_per_expensive)
+    assert len(schedule) == num_clips
+    assert schedule.count("E") == num_clips / (1 + cheap_per_expensive)
+    assert schedule.count("E") + schedule.count("C") == num_clips
+    assert schedule[0] == "E"
+    assert schedule.is_expensive == tuple(t % (1 + cheap_per_expensive) == 0 for t in range(num_clips))
+
+
+def test_the_schedules_of_tables_3_and_4_are_these_words():
+    assert Schedule.ratio(8, 3) == "ECCCECCC"
+    assert Schedule.ratio(4, 0) == "EEEE"
+    assert [Schedule.first_expensive(num_clips) for num_clips in (1, 2, 4)] == ["E", "EC", "ECCC"]
+    assert Schedule("CE").is_expensive == (False, True)
+    assert isinstance(Schedule.ratio(8, 3), Schedule)
+    assert repr(Schedule("CE")) == "Schedule('CE')"
+
+
+@pytest.mark.parametrize("pattern", ["", "EXC", "ec", "E C", 3, None, ["E"]])
+def test_a_word_of_other_letters_is_no_schedule_and_is_quoted(pattern):
+    with pytest.raises(ValueError, match=re.escape(f"schedule {pattern!r} must be")):
+        Schedule(pattern)
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "cheap_per_expensive", "quoted"),
+    [
+        (8, 2, "1:2 makes groups of 3 clips.* 8 clips.*1:0, 1:1, 1:3, 1:7$"),
+        (4, 7, "groups of 8 clips.* 4 clips"),
+        (0, 0, "num_clips is 0"),
+        (8.0, 1, r"num_clips is 8\.0"),
+        (8, -1, "cheap_per_expensive is -1"),
+        (8, True, "cheap_per_expensive is True"),
+    ],
+)
+def test_a_ratio_that_cannot_be_is_refused_with_the_value(num_clips, cheap_per_expensive, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        Schedule.ratio(num_clips, cheap_per_expensive)
+    with pytest.raises(ValueError, match="num_clips is 0"):
+        Schedule.first_expensive(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", ["EEEE", "ECCC", "CECE", "CCCC"])
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_streaming_and_stored_features_give_exactly_what_the_whole_video_gives(name, schedule):
+    model, clips = make(name, schedule, feature_scales=(2.0, 3.0)), videos(4)
+    expensive, cheap = feature_maps(model, clips)
+    state, results = None, []
+    for t in range(1, 5):
+        state, logits = model.step(clips[:, t - 1], state)
+        assert logits.shape == (2, CLASSES)
+        assert torch.equal(logits, model(clips[:, :t]))
+        assert torch.equal(logits, model.from_features(expensive[:, :t], cheap[:, :t]))
+        results.append(logits)
+    assert all((one - other).abs().max() > 1e-5 for one, other in pairwise(results))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["avg_pool", "fast_gru"])
+@pytest.mark.parametrize("schedule", ["ECC", "CEE", "CCE"])
+def test_each_clip_is_seen_once_by_the_network_that_the_schedule_names(name, schedule):
+    model, seen = make(name, schedule), []
+    for letter, network in (("E", model.expensive), ("C", model.cheap)):
+        network.stem.register_forward_pre_hook(
+            lambda module, inputs, letter=letter: seen.append((letter, inputs[0][0, 0, 0, 0, 0].item()))
+        )
+    clips = torch.ones(2, 3, 3, 8, 33, 40) * torch.tensor([0.0, 1.0, 2.0])[:, None, None, None, None]
+    model(clips)
+    assert seen == [(letter, float(t)) for t, letter in enumerate(schedule)]
+    seen.clear()
+    state = None
+    for clip in clips.unbind(1):
+        state, _ = model.step(clip, state)
+    assert seen == [(letter, float(t)) for t, letter in enumerate(schedule)]
+
+
+@torch.no_grad()
+def test_stored_features_are_taken_from_the_network_that_the_schedule_names():
+    model = make("fast_gru", "ECCE")
+    expensive, cheap = feature_maps(model, videos(4))
+    expected = model.from_features(expensive, cheap)
+    for t, letter in enumerate("ECCE"):
+        other_expensive, other_cheap = expensive.clone(), cheap.clone()
+        other_expensive[:, t] += 1
+        assert torch.equal(model.from_features(other_expensive, cheap), expected) == (letter == "C")
+        other_cheap[:, t] += 1
+        assert torch.equal(model.from_features(expensive, other_cheap), expected) == (letter == "E")
+
+
+@torch.no_grad()
+def test_averaging_gives_the_log_of_the_mean_probability_of_each_clips_own_network():
+    model, clips = make("avg_pool", "CECC", feature_scales=(7.0, 7.0)).double(), videos(4).double()
+    networks = [model.cheap, model.expensive, model.cheap, model.cheap]
+    scores = [network(clip).softmax(1) for network, clip in zip(networks, clips.unbind(1), strict=True)]
+    mean = torch.stack(scores).mean(0)
+    logits = torch.stack([network(clip) for network, clip in zip(networks, clips.unbind(1), strict=True)]).mean(0)
+    torch.testing.assert_close(model(clips), mean.log(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model(clips).softmax(1), mean, rtol=1e-10, atol=1e-10)
+    assert (logits.softmax(1) - mean).abs().max() > 1e-4  # averaged logits would be something else
+    for network in networks[:2]:  # a class that every clip rules out
+        network.classifier.bias[0] = -1e4
+    assert model(clips).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RECURRENT)
+def test_the_feature_scales_multiply_the_features_of_their_network(name):
+    plain, scaled = make(name), make(name, feature_scales=(2.0, 0.5))
+    clips = videos(4)
+    expensive, cheap = feature_maps(plain, clips)
+    assert torch.equal(scaled(clips), plain.from_features(2.0 * expensive, 0.5 * cheap))
+    assert (scaled(clips) - plain(clips)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_only():
+    model = make("fast_gru", dropout=0.5)
+    expensive, cheap = feature_maps(model, videos(4))
+    assert torch.equal(model.from_features(expensive, cheap), model.from_features(expensive, cheap))
+    model.train()
+    assert not torch.equal(model.from_features(expensive, cheap), model.from_features(expensive, cheap))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_state_dict_carries_the_whole_model_over(name):
+    model, other = make(name, feature_scales=(2.0, 0.5)), make(name, seed=5)
+    clips = videos(4)
+    assert not torch.equal(other(clips), model(clips))
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other(clips), model(clips))
+
+
+def test_parts_that_do_not_fit_are_refused_with_their_sizes():
+    networks = {c: build_backbone("r2d_26", c, 1 / 64) for c in (5, 6)}
+    wider = build_backbone("r2d_26", 5, 1 / 32)
+    gru, averaging = build_aggregator("gru", CHANNELS), build_aggregator("avg_pool", CHANNELS)
+    for parts, quoted in [
+        ((wider, networks[5], gru), "channels differ: 64 .* 32 .* 32"),
+        ((networks[5], wider, gru), "channels differ: 32 .* 64 .* 32"),
+        ((wider, wider, gru), "channels differ: 64 .* 64 .* 32"),
+        ((networks[6], networks[5], averaging), "classes differ: 6 .* 5 .* 5"),
+        ((networks[6], networks[6], averaging), "classes differ: 6 .* 6 .* 5"),
+    ]:
+        with pytest.raises(ValueError, match=quoted):
+            Faster(*parts, "EC", CLASSES)
+    with pytest.raises(ValueError, match="'EQ'"):
+        Faster(networks[5], networks[5], gru, "EQ", CLASSES)
+    assert Faster(networks[6], networks[5], gru, "EC", CLASSES).classifier[1].out_features == CLASSES
+
+
+@torch.no_grad()
+def test_clips_that_do_not_fit_are_refused_with_their_shape_or_number():
+    model = make(schedule="EC")
+    for shape, quoted in [
+        ((2, 3, 8, 33, 40), r"\(2, 3, 8, 33, 40\)"),
+        ((1, 2, 4, 8, 33, 40), r"\(1, 2, 4, 8, 33, 40\)"),
+        ((1, 2, 3, 12, 33, 40), "L is 12"),
+        ((1, 0, 3, 8, 33, 40), "0 clips do not fit"),
+        ((1, 3, 3, 8, 33, 40), r"3 clips do not fit .*Schedule\('EC'\) of 2 clips"),
+    ]:
+        with pytest.raises(ValueError, match=quoted):
+            model(torch.zeros(shape))
+    maps = torch.rand(1, 3, CHANNELS, 1, 2, 2)
+    with pytest.raises(ValueError, match="3 clips do not fit"):
+        model.from_features(maps, maps)
+    with pytest.raises(ValueError, match=r"\(1, 2, 32, 1, 2, 2\) and \(1, 3, 32, 1, 2, 2\)"):
+        model.from_features(maps[:, :2], maps)
+    state = None
+    for clip in torch.rand(2, 1, 3, 8, 33, 40):
+        state, _ = model.step(clip, state)
+    with pytest.raises(ValueError, match="3 clips do not fit"):
+        model.step(clip, state)
