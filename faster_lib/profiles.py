@@ -23,7 +23,7 @@ class ProfileError(ValueError):
 class Section(BaseModel):
     """A part of a profile: frozen, nothing converted, nothing unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Scene(Section):
@@ -54,6 +54,10 @@ class Scene(Section):
     def _shots_fit(self) -> "Scene":
         if self.shots[1] * self.shortest_shot_frames > self.frames:
             raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
+        for key in ("shots", "context_share", "speed_px"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is {[low, high]}; the first must not exceed the second")
         return self
 
 
@@ -148,6 +152,20 @@ class Profile(Section):
         return self
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """YAML whose mappings hold each key once; PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
     """Read and check `<folder>/<name>.yaml`.
 
@@ -158,7 +176,7 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
     if name not in known:
         raise ProfileError(f"unknown profile {name!r}; choose one of {', '.join(known)}, or write params/{name}.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
         raise ProfileError(f"params/{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -181,7 +199,7 @@ def parse_profile(content: dict[str, Any], *, source: str) -> Profile:
 def _describe(fault: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in fault["loc"]) or "profile"
     if fault["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(Profile), n=1)
+        close = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{where}: unknown key (its value is {fault['input']!r}){hint}"
     if fault["type"] == "missing":
@@ -192,10 +210,5 @@ def _describe(fault: dict[str, Any]) -> str:
     return f"{where}: {message}{quoted}"
 
 
-def _known_keys(section: type[BaseModel]) -> set[str]:
-    keys = set(section.model_fields)
-    for inner in Section.__subclasses__() if section is Profile else ():
-        keys |= _known_keys(inner)
-        for leaf in inner.__subclasses__():
-            keys |= _known_keys(leaf)
-    return keys
+def _known_keys(section: type[Section] = Section) -> set[str]:
+    return set(section.model_fields).union(*(_known_keys(inner) for inner in section.__subclasses__()))
