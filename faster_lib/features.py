@@ -62,6 +62,7 @@ class FeaturePair:
 
     @property
     def num_clips(self) -> int:
+        """N, such that L x N is the profile's number of frames."""
         return num_clips_covering(self.profile.data.video_frames, self.expensive.clip_frames)
 
     def prepare(self, *splits: str) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,14 +35,17 @@ class Entry:
 
     @property
     def key(self) -> str:
+        """Hash of what the result depends on."""
         return hash_of(self.depends)
 
     @property
     def path(self) -> Path:
+        """Folder of the result, whether or not it is there yet."""
         return self.runs / self.kind / f"{self.label}-{self.key}"
 
     @property
     def is_complete(self) -> bool:
+        """Whether the result is there with its record, which is written last."""
         return (self.path / "record.json").is_file()
 
     @property
@@ -76,15 +78,15 @@ def hash_of(depends: dict[str, Any]) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that under its name it is whole or absent, even after a crash or on a full disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

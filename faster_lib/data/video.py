@@ -62,7 +62,7 @@ def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> b
         gop_frames: at most this many frames between key frames; short groups make random access cheap.
     Raises: ValueError if the frames have another shape, type or an odd size.
     """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:

@@ -1,0 +1,190 @@
+"""Tests of faster_lib.data.datasets: every item can be told from the video files alone, in any order, by any worker."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, generator_for, read_annotations
+from faster_lib.data.transforms import eval_transform
+from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
+
+# Python 3.12 and newer warn of a fork beside threads, which decord, joblib and tqdm start and the workers never touch.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def annotate(root, *lines, header="path,label,split"):
+    (root / "annotations.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return root
+
+
+def frames_of(path, indices=None) -> torch.Tensor:
+    """Frames as clips have them: (3, T, H, W)."""
+    reader = open_video(path)
+    return read_frames(reader, range(len(reader)) if indices is None else indices, path=path).permute(3, 0, 1, 2)
+
+
+def start_of(clip: torch.Tensor, whole: torch.Tensor) -> int:
+    """Find where in a video an uncut clip begins; it must be there with all its frames in a row."""
+    length = clip.shape[1]
+    starts = [i for i in range(whole.shape[1] - length + 1) if torch.equal(whole[:, i : i + length], clip)]
+    assert len(starts) == 1
+    return starts[0]
+
+
+def random_clips(videos, data, *, seed=0, clip_frames=8, clips_per_video=2):
+    return RandomClips(videos, data, clip_frames=clip_frames, clips_per_video=clips_per_video, seed=seed)
+
+
+def video_clips(videos, data, *, views=0, seed=0, clip_frames=8, num_clips=8):
+    return VideoClips(videos, data, clip_frames=clip_frames, num_clips=num_clips, views=views, seed=seed)
+
+
+def equal_items(a, b) -> bool:
+    return torch.equal(a[0], b[0]) and torch.equal(torch.as_tensor(a[1]), torch.as_tensor(b[1]))
+
+
+def test_annotations_give_one_split_s_paths_and_the_classes_of_the_whole_set_in_alphabetical_order(tmp_path):
+    root = annotate(tmp_path, "b/x.mp4,run,train", '"a,1.mp4",climb,train', "c.mp4,box,test", "d.mp4,run,train")
+    train = read_annotations(root, "train")
+    assert train.paths == (root / "b/x.mp4", root / "a,1.mp4", root / "d.mp4")
+    assert train.classes == ("box", "climb", "run") and train.targets == (2, 1, 2) and len(train) == 3
+    assert read_annotations(root, "test") == VideoList((root / "c.mp4",), (0,), ("box", "climb", "run"))
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "quoted"),
+    [
+        ("path,split,label", "a.mp4,train,run", r"columns \['path', 'split', 'label'\]; they must be path,label,split"),
+        ("path,label", "a.mp4,run", "they must be path,label,split"),
+        ("path,label,split", "a.mp4,,train", r"line 3: \['a.mp4', '', 'train'\]"),
+        ("path,label,split", "a.mp4,run", "line 3: .*'run', None"),
+        ("path,label,split", "a.mp4,run,train,again", "line 3: .*again"),
+        ("path,label,split", "a.mp4,run,test", "no split 'train'; it has dev, test"),
+    ],
+    ids=["order of columns", "two columns", "empty field", "field too few", "field too many", "no such split"],
+)
+def test_wrong_annotations_are_an_error_that_quotes_file_and_fault(tmp_path, header, line, quoted):
+    annotate(tmp_path, "first.mp4,run,dev", line, header=header)
+    with pytest.raises(ValueError, match=rf"annotations.csv.*{quoted}"):
+        read_annotations(tmp_path, "train")
+
+
+def test_missing_annotations_are_an_error_that_says_what_the_file_must_hold(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"annotations.csv; it must have the columns path,label,split"):
+        read_annotations(tmp_path, "train")
+
+
+def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index_alone(videos, make_data):
+    clips = random_clips(videos, make_data())
+    draws = [(epoch, index) for epoch in (0, 1, 5) for index in range(len(videos))]
+    items = {draw: clips[draw] for draw in draws}
+    starts = {}
+    for (epoch, index), (item, target) in items.items():
+        assert item.shape == (2, 3, 8, 40, 40) and item.dtype == torch.uint8 and target == videos.targets[index]
+        whole = frames_of(videos.paths[index])
+        starts[epoch, index] = [start_of(clip, whole) for clip in item]
+    again = random_clips(videos, make_data())
+    assert all(equal_items(again[draw], items[draw]) for draw in reversed(draws))
+    assert len({tuple(pair) for pair in starts.values()}) > len(draws) / 2  # epochs and videos have draws of their own
+    assert not equal_items(random_clips(videos, make_data(), seed=1)[0, 0], items[0, 0])
+
+
+@given(num_videos=st.integers(1, 30), batch=st.integers(1, 70), iterations=st.integers(0, 25), data=st.data())
+def test_every_epoch_visits_every_video_once_and_resuming_yields_exactly_the_tail(num_videos, batch, iterations, data):
+    first = data.draw(st.integers(0, iterations))
+
+    def draws(first: int, seed: int = 4) -> EpochDraws:
+        return EpochDraws(num_videos, batch_videos=batch, first=first, iterations=iterations, seed=seed)
+
+    batches = list(draws(0))
+    assert len(batches) == len(draws(0)) == iterations and {len(b) for b in batches} <= {batch}
+    assert list(draws(first)) == batches[first:] and len(draws(first)) == iterations - first
+    flat = [draw for b in batches for draw in b]
+    for epoch in range(len(flat) // num_videos + 1):
+        visits = flat[epoch * num_videos : (epoch + 1) * num_videos]
+        assert {e for e, _ in visits} <= {epoch}
+        assert len({index for _, index in visits}) == len(visits) and {i for _, i in visits} <= set(range(num_videos))
+    if num_videos >= 20 and len(flat) >= 2 * num_videos:  # two equal orders of 20 would be a wonder
+        assert [i for _, i in flat[:num_videos]] != [i for _, i in flat[num_videos : 2 * num_videos]]
+        assert flat != [draw for b in draws(0, seed=5) for draw in b]
+
+
+def test_uniform_clips_equal_the_same_frames_read_and_cut_directly(videos, make_data):
+    whole_frames = video_clips(videos, make_data())
+    assert len(whole_frames) == len(videos)
+    item, target = whole_frames[3]
+    assert item.shape == (1, 8, 3, 8, 40, 40) and target == videos.targets[3]
+    covered = item[0].transpose(0, 1).flatten(1, 2)  # (3, N * L, H, W)
+    assert torch.equal(covered, frames_of(videos.paths[3]))
+    data = make_data(test_short_side_px=36, crop_px=32)
+    item, _ = video_clips(videos, data, num_clips=3)[2]
+    for clip, start in zip(item[0], (0, 28, 56), strict=True):
+        frames = frames_of(videos.paths[2], range(start, start + 8)).permute(1, 2, 3, 0)
+        assert torch.equal(clip, eval_transform(frames, short_side_px=36, crop_px=32))
+
+
+def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(videos, make_data):
+    clips = video_clips(videos, make_data(), views=3, num_clips=5)
+    item, _ = clips[1]
+    assert item.shape == (3, 5, 3, 8, 40, 40)
+    whole = frames_of(videos.paths[1])
+    starts = [[start_of(clip, whole) for clip in view] for view in item]
+    assert all(a <= b for view in starts for a, b in pairwise(view))
+    assert len({tuple(view) for view in starts}) == 3
+    clips[0]
+    assert equal_items(clips[1], (item, videos.targets[1]))
+    assert torch.equal(video_clips(videos, make_data(), views=1, num_clips=5)[1][0], item[:1])  # more views, same first
+    assert not torch.equal(video_clips(videos, make_data(), views=3, num_clips=5, seed=1)[1][0], item)
+    cut, _ = video_clips(videos, make_data(crop_px=32), views=3, num_clips=5)[1]
+    windows = []
+    for view, (first, *_), clip_starts in zip(cut, cut, starts, strict=True):
+        wide = whole[:, clip_starts[0] : clip_starts[0] + 8].unfold(2, 32, 1).unfold(3, 32, 1)
+        places = [(y, x) for y in range(9) for x in range(9) if torch.equal(wide[:, :, y, x], first)]
+        (place,) = places
+        windows.append(place)
+        y, x = place
+        for clip, start in zip(view, clip_starts, strict=True):
+            assert torch.equal(clip, whole[:, start : start + 8, y : y + 32, x : x + 32])
+    assert len(set(windows)) > 1
+
+
+def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_not_replaced(tmp_path, videos, make_data):
+    frames = frames_of(videos.paths[0], range(5))
+    short, broken = tmp_path / "short.mp4", tmp_path / "broken.mp4"
+    short.write_bytes(encode_h264(frames.permute(1, 2, 3, 0).numpy(), fps=25, crf=18, gop_frames=4))
+    broken.write_bytes(videos.paths[0].read_bytes()[:2000])
+    pair = VideoList((short, broken), (0, 1), ("a", "b"))
+    looped = frames_of(short, [0, 1, 2, 3, 4, 0, 1, 2])
+    for item in (random_clips(pair, make_data())[0, 0][0], video_clips(pair, make_data(), num_clips=2)[0][0][0]):
+        assert item.shape[0] == 2 and all(torch.equal(clip, looped) for clip in item)
+    for read in (lambda: random_clips(pair, make_data())[0, 1], lambda: video_clips(pair, make_data())[1]):
+        with pytest.raises(VideoError, match=r"broken\.mp4"):
+            read()
+
+
+@forks
+def test_two_workers_load_the_same_as_none(videos, make_data):
+    data = make_data(train_short_side_px=(40, 50), crop_px=32, flip=True)
+
+    def loaded(num_workers: int) -> list:
+        draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
+        limits = dict(num_workers=num_workers, timeout=120 if num_workers else 0)
+        batches = list(DataLoader(random_clips(videos, data), batch_sampler=draws, **limits))
+        return batches + list(DataLoader(video_clips(videos, data, views=2), batch_size=2, **limits))
+
+    alone, together = loaded(0), loaded(2)
+    assert len(alone) == len(together) == 4 + 3
+    assert all(equal_items(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_generator_depends_on_its_numbers_and_their_order_and_on_no_global_state():
+    torch.manual_seed(0)
+    numbers = [(0, 0), (0, 1), (1, 0), (2, 1), (1, 2), (-1, 0), (2**40, 0)]
+    draws = [torch.rand(4, generator=generator_for(*n)).tolist() for n in numbers]
+    assert len({tuple(d) for d in draws}) == len(numbers)
+    torch.manual_seed(1)
+    assert [torch.rand(4, generator=generator_for(*n)).tolist() for n in numbers] == draws

@@ -1,0 +1,155 @@
+"""Tests of faster_lib.store: a result is whole or not there at all, and belongs to exactly what it depends on."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from faster_lib.paths import ROOT
+from faster_lib.store import Entry, circumstances, hash_of, write_whole
+
+DEPENDS = {"recipe": 1, "network": "r2d_26", "training": {"rate": 0.005, "seeds": [0, 1], "flip": False}, "root": None}
+
+
+def names(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_hash_is_that_of_the_sorted_json_text():
+    # printf '{"L": 16, "network": "r2d_26"}' | sha256sum
+    assert hash_of({"network": "r2d_26", "L": 16}) == hash_of({"L": 16, "network": "r2d_26"}) == "d4b6ba2667623f9d"
+    turned = {key: DEPENDS[key] for key in reversed(DEPENDS)}
+    turned["training"] = {key: DEPENDS["training"][key] for key in reversed(DEPENDS["training"])}
+    assert list(turned) != list(DEPENDS) and hash_of(turned) == hash_of(DEPENDS)
+
+
+def test_a_hash_changes_with_any_value_key_or_order_of_a_list():
+    def other(**training):
+        changed = copy.deepcopy(DEPENDS)
+        changed["training"].update(training)
+        return changed
+
+    variants = [
+        *({**DEPENDS, key: "other"} for key in DEPENDS),
+        *({k: v for k, v in DEPENDS.items() if k != key} for key in DEPENDS),
+        *(other(**change) for change in ({"rate": 0.0050001}, {"seeds": [1, 0]}, {"seeds": [0]}, {"flip": 0})),
+        *(other(**change) for change in ({"rate": "0.005"}, {"flip": None}, {"new": 1})),
+        {**DEPENDS, "recipe": 2},
+        {**DEPENDS, "recipe": "1"},
+    ]
+    hashes = [hash_of(variant) for variant in [DEPENDS, *variants]]
+    assert len(set(hashes)) == len(hashes) and all(re.fullmatch("[0-9a-f]{16}", h) for h in hashes)
+    with pytest.raises(TypeError):
+        hash_of({"path": ROOT})
+
+
+@pytest.mark.parametrize("place", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "stopped"]
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, place, error):
+    path = tmp_path / "weights.bin"
+    write_whole(path, b"old" * 1000)
+
+    def fail(*_):
+        raise error
+
+    for target in (path, tmp_path / "new.bin"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, place, fail)
+            with pytest.raises(type(error)):
+                write_whole(target, b"new" * 2000)
+    assert names(tmp_path) == ["weights.bin"] and path.read_bytes() == b"old" * 1000
+    write_whole(path, b"new")
+    assert names(tmp_path) == ["weights.bin"] and path.read_bytes() == b"new"
+
+
+def test_a_write_that_the_system_breaks_off_half_way_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(OSError, match="too large"):
+            write_whole(tmp_path / "video.mp4", bytes(300_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+
+
+def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path):
+    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
+    assert entry.path == tmp_path / "backbones" / f"r2d_26-L8-{hash_of(DEPENDS)}"
+    assert not entry.is_complete and not entry.path.exists()
+    with pytest.raises(RuntimeError, match="power cut"), entry.making():
+        (entry.path / "part.bin").write_bytes(b"kept")
+        raise RuntimeError("power cut")
+    assert not entry.is_complete and names(entry.path) == ["part.bin"]  # parts stay, to go on from
+    with entry.making() as measures:
+        assert not entry.is_complete
+        measures["loss"] = 0.25
+    assert entry.is_complete and entry.record["measures"] == {"loss": 0.25}
+    with entry.making() as measures:
+        assert entry.is_complete
+        measures["loss"] = 99.0
+    assert entry.record["measures"] == {"loss": 0.25}
+    assert not Entry("backbones", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
+
+
+def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made(tmp_path):
+    entry = Entry("videos", "train", DEPENDS, tmp_path)
+    with entry.making() as measures:
+        measures["bytes"] = 12
+    record = json.loads((entry.path / "record.json").read_text(encoding="utf-8"))
+    assert record == entry.record
+    assert record["depends"] == DEPENDS and record["measures"] == {"bytes": 12} and record["seconds"] >= 0
+    assert {"python", "torch", "numpy", "av"} <= set(record["versions"]) and record["device"]
+    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["finished"])
+    assert set(circumstances()) == {"device", "versions", "commit", "finished"}
+    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if git.returncode == 0:
+        assert record["commit"].removesuffix("-dirty").endswith(git.stdout.strip())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from faster_lib.store import Entry
+entry = Entry("backbones", "shared", {"a": 1}, Path(sys.argv[1]))
+with entry.making() as measures:
+    print("held", flush=True)
+    sys.stdin.readline()
+    measures["maker"] = "the other process"
+"""
+
+
+@pytest.mark.parametrize("does_finish", [True, False], ids=["holder finishes", "holder is killed"])
+def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path, does_finish):
+    entry = Entry("backbones", "shared", {"a": 1}, tmp_path)
+    seen = []
+
+    def want():
+        with entry.making() as measures:
+            seen.append(entry.is_complete)
+            measures["maker"] = "this process"
+
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            waiting = threading.Thread(target=want)
+            waiting.start()
+            waiting.join(0.3)
+            assert waiting.is_alive() and not seen  # still outside
+            if does_finish:
+                holder.communicate("go on\n")
+        finally:
+            holder.kill()
+    waiting.join(60)
+    assert seen == [does_finish]
+    assert entry.record["measures"]["maker"] == ("the other process" if does_finish else "this process")
