@@ -1,0 +1,145 @@
+"""Tests of both stages, of the feature store and of the results, on a few videos and steps."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from faster_lib import evaluation, features, training
+from faster_lib.faster import Schedule
+from faster_lib.profiles import load_profile
+
+SMOKE = load_profile("smoke")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Both networks of the smoke profile, trained once for this module."""
+    runs = tmp_path_factory.mktemp("runs")
+    networks = [training.train_backbone(SMOKE, name, 8, runs=runs) for name in ("r2plus1d_50", "r2d_26")]
+    return features.FeaturePair(SMOKE, *networks, runs=runs)
+
+
+def with_training(profile, **changes):
+    return profile.model_copy(update={"backbone_training": profile.backbone_training.model_copy(update=changes)})
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_same_table_bit_for_bit(pair, tmp_path):
+    runs = tmp_path
+    (runs / "videos").symlink_to(pair.runs / "videos")
+    networks = [training.train_backbone(SMOKE, name, 8, runs=runs) for name in ("r2plus1d_50", "r2d_26")]
+    again = features.FeaturePair(SMOKE, *networks, runs=runs)
+    for first, second in zip((pair.expensive, pair.cheap), networks, strict=True):
+        assert first.weights_sha256 == second.weights_sha256
+    for name in ("avg_pool", "fast_gru"):
+        tables = [evaluation.measure(p, name, Schedule.ratio(8, 3), seeds=[0, 1], split="test") for p in (pair, again)]
+        for first, second in zip(*tables, strict=True):
+            assert {k: v for k, v in first.items() if k != "seconds"} == {
+                k: v for k, v in second.items() if k != "seconds"
+            }
+
+
+def test_another_seed_gives_other_weights(pair):
+    other = training.train_backbone(with_training(SMOKE, seed=1), "r2d_26", 8, runs=pair.runs)
+    assert other.weights_sha256 != pair.cheap.weights_sha256
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkeypatch):
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    steps = 0
+
+    def stop_at_five(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return take_step(*args)
+
+    take_step = training.take_step
+    monkeypatch.setattr(training, "take_step", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
+    entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=tmp_path)
+    assert not entry.is_complete
+    assert torch.load(entry.path / "checkpoint.pt", weights_only=True)["iteration"] == 4
+    resumed = training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
+    assert steps == 5 + 2  # iterations 5 and 6 alone
+    assert resumed.weights_sha256 == pair.cheap.weights_sha256
+
+
+def test_a_full_disk_during_training_leaves_no_weights_and_the_next_run_completes(pair, tmp_path, monkeypatch):
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    with monkeypatch.context() as patch:
+        patch.setattr("faster_lib.store.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
+    entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=tmp_path)
+    assert [path.name for path in entry.path.iterdir()] == []
+    assert training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path).weights_sha256 == pair.cheap.weights_sha256
+
+
+def test_a_changed_key_of_stage_1_never_meets_the_old_network():
+    keys = {training.backbone_entry(SMOKE, "r2d_26", 8).key}
+    for changes in ({"learning_rate": 0.5}, {"seed": 3}, {"iterations": 7}, {"batch_videos": 4}):
+        keys.add(training.backbone_entry(with_training(SMOKE, **changes), "r2d_26", 8).key)
+    keys.add(training.backbone_entry(SMOKE, "r2d_26", 16).key)
+    keys.add(training.backbone_entry(SMOKE, "r3d_50", 8).key)
+    scene = SMOKE.model_copy(update={"scene": SMOKE.scene.model_copy(update={"noise": 9.0})})
+    keys.add(training.backbone_entry(scene, "r2d_26", 8).key)
+    assert len(keys) == 8
+
+
+def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_made_again(pair):
+    maps = pair.load("test")
+    entry = features.features_entry(SMOKE, pair.cheap, "test", runs=pair.runs)
+    shards = sorted(entry.path.glob("shard_*"))
+    assert len(shards) == 2  # 16 videos, 8 a shard
+    stamps = [path.stat().st_mtime_ns for path in shards]
+    before = load_file(shards[1])["features"]
+    shards[1].unlink()
+    (entry.path / "record.json").unlink()
+    again, targets = features.load_features(SMOKE, pair.cheap, "test", runs=pair.runs)
+    assert torch.equal(again[8:], before) and torch.equal(again, maps.cheap) and torch.equal(targets, maps.targets)
+    assert shards[0].stat().st_mtime_ns == stamps[0] and shards[1].stat().st_mtime_ns != stamps[1]
+    assert maps.expensive.shape == (16, 1, 8, 128, 1, 2, 2)
+    assert pair.load("train").cheap.shape[:3] == (20, 2, 8)
+
+
+def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair):
+    weights = copy.deepcopy(pair.expensive.network.state_dict())
+    model, _ = training.train_aggregator(pair, "fast_gru", Schedule.ratio(8, 1), seed=0)
+    scaled = pair.load("train").cheap.float() * model.feature_scales[1]
+    assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
+    for name, weight in pair.expensive.network.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_accuracy_counts_the_videos_whose_class_is_among_the_highest_scores():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 3.0, 2.0], [3.0, 1.0, 2.0]])
+    targets = torch.tensor([0, 1, 1, 1])
+    assert evaluation.accuracy_percent(logits, targets) == 50
+    assert evaluation.accuracy_percent(logits, targets, top=2) == 75
+    assert evaluation.accuracy_percent(logits, targets, top=5) == 100
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_along_a_cosine():
+    settings = SMOKE.backbone_training.model_copy(
+        update={"learning_rate": 1.0, "warmup_share": 0.2, "optimiser": "sgd"}
+    )
+    optimiser, schedule = training.build_optimiser([torch.nn.Parameter(torch.zeros(1))], settings, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)  # halfway down
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser, schedule = training.build_optimiser([parameter], SMOKE.backbone_training, 1)
+    with pytest.raises(FloatingPointError, match="nan"):
+        training.take_step(parameter.sum() * float("nan"), [parameter], optimiser, schedule, SMOKE.backbone_training)
