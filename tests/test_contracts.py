@@ -238,7 +238,7 @@ def output_faults(output: dict, number: int) -> list[str]:
 
 
 def notebook_faults(notebook: dict) -> list[str]:
-    """Everything in which a notebook breaks section 8 of the style guide."""
+    """Everything in which a notebook breaks CONTRIBUTING's rules for notebooks."""
     cells = notebook["cells"]
     code = [("".join(cell["source"]), cell) for cell in cells if cell["cell_type"] == "code"]
     tags = [cell["metadata"].get("tags", []) for _, cell in code]
