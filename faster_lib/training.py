@@ -71,12 +71,12 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
     network.train()
     optimiser, schedule = build_optimiser(network.parameters(), settings, settings.iterations)
     checkpoint = entry.path / "checkpoint.pt"
-    first = 0
+    first, smooth_loss = 0, None
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         for part, content in zip((network, optimiser, schedule), state["parts"], strict=True):
             part.load_state_dict(content)
-        first = state["iteration"]
+        first, smooth_loss = state["iteration"], state["loss"]
     clips = RandomClips(
         videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
     )
@@ -85,7 +85,6 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
     )
     loader = DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers)
     bar = tqdm(loader, desc=f"train {entry.label}", unit="batch", initial=first, total=settings.iterations)
-    smooth_loss = None
     for iteration, (batch, targets) in enumerate(bar, start=first + 1):
         logits = network(normalise(batch.flatten(0, 1)))
         loss = nn.functional.cross_entropy(logits, targets.repeat_interleave(settings.clips_per_video))
@@ -95,7 +94,7 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
         if iteration % settings.checkpoint_iterations == 0:
             parts = [network.state_dict(), optimiser.state_dict(), schedule.state_dict()]
             content = io.BytesIO()
-            torch.save({"iteration": iteration, "parts": parts}, content)
+            torch.save({"iteration": iteration, "loss": smooth_loss, "parts": parts}, content)
             write_whole(checkpoint, content.getvalue())
     return round(smooth_loss, 4)
 

@@ -68,6 +68,15 @@ def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkey
     assert resumed.weights_sha256 == pair.cheap.weights_sha256
 
 
+def test_a_training_stopped_before_its_weights_are_written_is_finished_by_the_next_run(pair, tmp_path, monkeypatch):
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
+    assert training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path).weights_sha256 == pair.cheap.weights_sha256
+
+
 def test_a_full_disk_during_training_leaves_no_weights_and_the_next_run_completes(pair, tmp_path, monkeypatch):
     (tmp_path / "videos").symlink_to(pair.runs / "videos")
     with monkeypatch.context() as patch:
