@@ -38,8 +38,8 @@ class Scene(Section):
     shots: tuple[Positive, Positive]
     shortest_shot_frames: Positive
     context_share: tuple[Share, Share]
-    context_contrast: NonNegative
-    action_share: Share
+    context_contrast: tuple[NonNegative, NonNegative]
+    action_share: tuple[Share, Share]
     flicker_share: Share
     distractor_share: Share
     actors: Positive
@@ -54,7 +54,7 @@ class Scene(Section):
     def _shots_fit(self) -> "Scene":
         if self.shots[1] * self.shortest_shot_frames > self.frames:
             raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
-        for key in ("shots", "context_share", "speed_px"):
+        for key in ("shots", "context_share", "context_contrast", "action_share", "speed_px"):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key} is {[low, high]}; the first must not exceed the second")
@@ -97,20 +97,20 @@ class Networks(Section):
 
 
 class Optimisation(Section):
-    """What both stages share: optimiser, schedule, batch."""
+    """What both stages share: optimiser and schedule."""
 
     optimiser: Literal["adamw", "sgd"]
     learning_rate: Rate
     weight_decay: NonNegative
     momentum: Share
     warmup_share: Share
-    batch_videos: Positive
     clip_gradient_norm: NonNegative  # 0 leaves gradients as they are
 
 
 class BackboneTraining(Optimisation):
     """Stage 1: one clip network on random clips."""
 
+    batch_frames: Positive  # the same for every L, so that networks of all lengths see as many frames
     iterations: Positive
     clips_per_video: Positive
     checkpoint_iterations: Positive
@@ -120,6 +120,7 @@ class BackboneTraining(Optimisation):
 class AggregatorTraining(Optimisation):
     """Stage 2: a recurrent unit on the stored feature maps of the frozen networks."""
 
+    batch_videos: Positive
     epochs: Positive
     views: Positive  # random clip samplings of each training video that are stored
     dropout: Share

@@ -20,10 +20,10 @@ from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, Features, TrainedBackbone
 from faster_lib.paths import RUNS
-from faster_lib.profiles import Optimisation, Profile
+from faster_lib.profiles import BackboneTraining, Optimisation, Profile
 from faster_lib.store import Entry, write_whole
 
-RECIPE_BACKBONE = 1  # raised whenever the same profile would train another network
+RECIPE_BACKBONE = 2  # raised whenever the same profile would train another network
 
 
 def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> Entry:
@@ -81,7 +81,11 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
         videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
     )
     draws = EpochDraws(
-        len(videos), batch_videos=settings.batch_videos, first=first, iterations=settings.iterations, seed=settings.seed
+        len(videos),
+        batch_videos=count_batch_videos(settings, clip_frames),
+        first=first,
+        iterations=settings.iterations,
+        seed=settings.seed,
     )
     loader = DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers)
     bar = tqdm(loader, desc=f"train {entry.label}", unit="batch", initial=first, total=settings.iterations)
@@ -97,6 +101,20 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
             torch.save({"iteration": iteration, "loss": smooth_loss, "parts": parts}, content)
             write_whole(checkpoint, content.getvalue())
     return round(smooth_loss, 4)
+
+
+def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
+    """Give the number of videos whose clips of L frames fill a batch of stage 1.
+
+    Raises: ValueError if the batch holds not even one video's clips.
+    """
+    frames = clip_frames * settings.clips_per_video
+    if frames > settings.batch_frames:
+        raise ValueError(
+            f"batch_frames is {settings.batch_frames}, but {settings.clips_per_video} clip(s) of L = {clip_frames} "
+            f"frames of one video are {frames}; raise backbone_training.batch_frames to at least that"
+        )
+    return settings.batch_frames // frames
 
 
 def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int) -> tuple[Faster, float]:

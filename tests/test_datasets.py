@@ -183,7 +183,7 @@ def test_two_workers_load_the_same_as_none(videos, make_data):
 
 def test_a_generator_depends_on_its_numbers_and_their_order_and_on_no_global_state():
     torch.manual_seed(0)
-    numbers = [(0, 0), (0, 1), (1, 0), (2, 1), (1, 2), (-1, 0), (2**40, 0)]
+    numbers = [(), (0,), (7,), (7, 0), (0, 0), (0, 1), (1, 0), (2, 1), (1, 2), (-1, 0), (2**40, 0)]
     draws = [torch.rand(4, generator=generator_for(*n)).tolist() for n in numbers]
     assert len({tuple(d) for d in draws}) == len(numbers)
     torch.manual_seed(1)

@@ -28,7 +28,7 @@ def render(label: str, scene, seed: int = 0) -> np.ndarray:
 
 def lone_actor(make_scene, motion: str, seed: int, **changes) -> np.ndarray:
     """What one actor, who moves by 2 pixels a frame, adds to the frames: (T, H, W), up to 40."""
-    alone = dict(context_contrast=0.0, actors=1, speed_px=(2.0, 2.0), **BARE) | changes
+    alone = dict(context_contrast=(0.0, 0.0), actors=1, speed_px=(2.0, 2.0), **BARE) | changes
     without, with_actor = (
         render(f"{motion}_red", make_scene(actor_contrast=contrast, **alone), seed) for contrast in (0.0, 40.0)
     )
@@ -59,7 +59,7 @@ def test_a_video_s_pixels_depend_on_the_seed_and_nothing_before_it(make_scene):
 @settings(max_examples=10)
 @given(seed=seeds)
 def test_without_actors_and_tint_nothing_tells_the_classes_apart(make_scene, seed):
-    scene = make_scene(actor_contrast=0.0, context_contrast=0.0)
+    scene = make_scene(actor_contrast=0.0, context_contrast=(0.0, 0.0))
     first, *others = (render(label, scene, seed) for label in CLASSES)
     assert all(np.array_equal(first, other) for other in others)
 
@@ -69,13 +69,26 @@ def test_without_actors_and_tint_nothing_tells_the_classes_apart(make_scene, see
     seed=seeds, context=st.sampled_from(list(CONTEXTS)), shares=st.sampled_from([(0.25, 0.25), (0.1, 0.6), (1.0, 1.0)])
 )
 def test_the_context_tints_one_stretch_of_as_many_frames_as_the_scene_asks_for(make_scene, seed, context, shares):
-    scene = make_scene(**BARE, actor_contrast=0.0, context_contrast=30.0, context_share=shares)
+    scene = make_scene(**BARE, actor_contrast=0.0, context_contrast=(30.0, 30.0), context_share=shares)
     video = render(f"down_{context}", scene, seed)
     tinted = np.flatnonzero((video != video[..., :1]).any(axis=(1, 2, 3)))
     assert shares[0] * 64 - 0.5 <= len(tinted) <= shares[1] * 64 + 0.5
     assert np.array_equal(tinted, np.arange(tinted[0], tinted[0] + len(tinted)))
     colour = video[tinted].mean(axis=(0, 1, 2))
     np.testing.assert_allclose(colour - colour.mean(), 30 * np.asarray(CONTEXTS[context]), atol=1.5)
+
+
+def test_videos_draw_their_own_tint_and_action_from_the_scene_s_ranges(make_scene):
+    scene = make_scene(**BARE, actor_contrast=0.0, context_contrast=(10.0, 40.0), context_share=(1.0, 1.0))
+    tints = []
+    for seed in range(24):
+        red, green, _ = render("up_red", scene, seed).mean(axis=(0, 1, 2))
+        tints.append((red - green) / 1.5)
+    assert 9.5 < min(tints) < 17 and 33 < max(tints) < 40.5
+    flat = dict(shots=(1, 1), action_share=(0.2, 0.9), flicker_share=0.0)
+    still = [(np.diff(lone_actor(make_scene, "up", seed, **flat), axis=0) == 0).all(axis=(1, 2)) for seed in range(24)]
+    moving = [1 - frames.mean() for frames in still]
+    assert 0.15 < min(moving) < 0.4 and 0.7 < max(moving) < 0.95
 
 
 @settings(max_examples=100)
@@ -97,7 +110,7 @@ def test_shots_cover_the_video_without_gap_and_none_is_too_short(make_scene, see
 def test_an_actor_moves_as_its_label_says_and_backwards_in_time_as_the_opposite_says(
     make_scene, seed, motion, does_flicker
 ):
-    shape = np.abs(lone_actor(make_scene, motion, seed, action_share=0.5, flicker_share=float(does_flicker)))
+    shape = np.abs(lone_actor(make_scene, motion, seed, action_share=(0.5, 0.5), flicker_share=float(does_flicker)))
 
     def steps(frames, direction):
         """Say for each step whether the actor moves that way (2), rests (1), or does neither (0)."""
@@ -115,7 +128,7 @@ def test_an_actor_moves_as_its_label_says_and_backwards_in_time_as_the_opposite_
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_flickering_actor_is_uncorrelated_from_frame_to_frame_and_a_steady_one_is_not(make_scene, motion):
     for flicker_share, bounds in ((0.0, (0.9, 1.1)), (1.0, (-0.5, 0.5))):
-        frames = lone_actor(make_scene, motion, 3, action_share=1.0, flicker_share=flicker_share)
+        frames = lone_actor(make_scene, motion, 3, action_share=(1.0, 1.0), flicker_share=flicker_share)
         along = (frames[1:] * shifted(frames[:-1], motion)).sum() / (frames**2).sum()
         assert bounds[0] < along < bounds[1]
         assert (frames.min() < -20 and frames.max() > 20) == bool(flicker_share)
@@ -123,8 +136,8 @@ def test_a_flickering_actor_is_uncorrelated_from_frame_to_frame_and_a_steady_one
 
 def test_labels_are_balanced_and_each_file_shows_what_its_label_says(make_scene, tmp_path):
     scene = make_scene(
-        **BARE, frames=32, videos={"val": 36}, context_share=(0.5, 0.5), context_contrast=30.0,
-        action_share=1.0, speed_px=(2.0, 2.0), actor_contrast=50.0, crf=10,
+        **BARE, frames=32, videos={"val": 36}, context_share=(0.5, 0.5), context_contrast=(30.0, 30.0),
+        action_share=(1.0, 1.0), speed_px=(2.0, 2.0), actor_contrast=50.0, crf=10,
     )  # fmt: skip
     folder = generate(scene, "val", workers=1, runs=tmp_path)
     with (folder / "annotations.csv").open(newline="") as file:

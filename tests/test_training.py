@@ -90,7 +90,7 @@ def test_a_full_disk_during_training_leaves_no_weights_and_the_next_run_complete
 
 def test_a_changed_key_of_stage_1_never_meets_the_old_network():
     keys = {training.backbone_entry(SMOKE, "r2d_26", 8).key}
-    for changes in ({"learning_rate": 0.5}, {"seed": 3}, {"iterations": 7}, {"batch_videos": 4}):
+    for changes in ({"learning_rate": 0.5}, {"seed": 3}, {"iterations": 7}, {"batch_frames": 32}):
         keys.add(training.backbone_entry(with_training(SMOKE, **changes), "r2d_26", 8).key)
     keys.add(training.backbone_entry(SMOKE, "r2d_26", 16).key)
     keys.add(training.backbone_entry(SMOKE, "r3d_50", 8).key)
@@ -152,3 +152,12 @@ def test_a_loss_that_is_not_finite_stops_training():
     optimiser, schedule = training.build_optimiser([parameter], SMOKE.backbone_training, 1)
     with pytest.raises(FloatingPointError, match="nan"):
         training.take_step(parameter.sum() * float("nan"), [parameter], optimiser, schedule, SMOKE.backbone_training)
+
+
+def test_a_batch_holds_the_same_number_of_frames_at_every_clip_length():
+    stage_1 = load_profile("tiny").backbone_training
+    assert {L: training.count_batch_videos(stage_1, L) for L in (8, 16, 32, 256)} == {8: 64, 16: 32, 32: 16, 256: 2}
+    twice = stage_1.model_copy(update={"clips_per_video": 2})
+    assert training.count_batch_videos(twice, 32) == 8
+    with pytest.raises(ValueError, match=r"batch_frames is 512.*2 clip\(s\) of L = 264 frames.*are 528"):
+        training.count_batch_videos(twice, 264)

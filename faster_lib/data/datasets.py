@@ -56,7 +56,7 @@ def read_annotations(root: Path, split: str) -> VideoList:
 
 def generator_for(*numbers: int) -> torch.Generator:
     """Make a random generator that depends on these numbers alone, so that order and workers do not matter."""
-    state = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([len(numbers), *(number % 2**64 for number in numbers)]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 

@@ -8,7 +8,8 @@ A video's class is a pair (motion, context). The evidence for either is spread o
   expensive network is better at motion *by construction*; the kit says so wherever it reports that.
 - *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
 
-Neighbouring clips are redundant: shots last for dozens of frames. Labels are balanced, and nothing else tells them.
+Neighbouring clips are redundant: shots last for dozens of frames. Videos differ in how hard they are: each draws the
+strength of its tint and the share of its frames with action. Labels are balanced, and nothing else tells them.
 """
 
 import csv
@@ -27,7 +28,7 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import Scene
 from faster_lib.store import Entry, write_whole
 
-RECIPE = 1  # raised whenever the same scene would give other pixels
+RECIPE = 2  # raised whenever the same scene would give other pixels
 
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 CONTEXTS = {"red": (1.0, -0.5, -0.5), "green": (-0.5, 1.0, -0.5), "blue": (-0.5, -0.5, 1.0), "yellow": (0.5, 0.5, -1.0)}
@@ -96,14 +97,15 @@ def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np
     motion, context = list(itertools.product(MOTIONS, CONTEXTS))[class_index]
     video = np.empty((scene.frames, scene.size_px, scene.size_px, 3), dtype=np.float32)
     does_flicker = rng.random() < scene.flicker_share
+    context_contrast, action_share = rng.uniform(*scene.context_contrast), rng.uniform(*scene.action_share)
     for shot in cut_into_shots(scene, rng):
         frames = video[shot.first : shot.last]
         frames[:] = _background(len(frames), scene, rng)[..., None]
         if rng.random() < scene.distractor_share:
             _draw_distractor(frames, scene, rng)
-        _draw_actors(frames, MOTIONS[motion], does_flicker, scene, rng)
+        _draw_actors(frames, MOTIONS[motion], does_flicker, action_share, scene, rng)
     first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
-    video[first:last] += scene.context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    video[first:last] += context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
     video += rng.uniform(-scene.noise, scene.noise, size=video.shape[:3]).astype(np.float32)[..., None]
     return np.clip(video, 0, 255).astype(np.uint8)
 
@@ -139,14 +141,16 @@ def _draw_distractor(frames: np.ndarray, scene: Scene, rng: np.random.Generator)
     )
 
 
-def _draw_actors(frames: np.ndarray, direction, does_flicker: bool, scene: Scene, rng) -> None:
+def _draw_actors(
+    frames: np.ndarray, direction, does_flicker: bool, action_share: float, scene: Scene, rng: np.random.Generator
+) -> None:
     """Draw the actors: they move together while the action is on and rest otherwise.
 
     Each has a polarity, bright or dark, which turns over in a share of the frames.
     """
     num_frames = len(frames)
     is_moving = np.zeros(num_frames, dtype=bool)
-    is_moving[slice(*_stretch(num_frames, scene.action_share, rng))] = True
+    is_moving[slice(*_stretch(num_frames, action_share, rng))] = True
     travel = np.cumsum(is_moving * rng.uniform(*scene.speed_px))[:, None] * np.asarray(direction)  # (T, 2)
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
