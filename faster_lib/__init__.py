@@ -2,8 +2,8 @@
 
 import os
 
-# Threads that wait sleep instead of spinning, so that decoding processes get the cores. Before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait spin for microseconds, which small layers need, then sleep, so that decoding processes get the cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when torch is imported
 
 from faster_lib.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.backbones import TABLE_1, build_backbone
