@@ -2,7 +2,7 @@
 
 import os
 
-# Threads that wait spin for microseconds, which small layers need, then sleep, so that decoding processes get the cores.
+# Threads that wait spin for a moment, as small layers need, then sleep, so that decoding processes get the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when torch is imported
 
 from faster_lib.aggregators import AGGREGATORS, build_aggregator
