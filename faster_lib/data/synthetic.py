@@ -28,10 +28,11 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import Scene
 from faster_lib.store import Entry, write_whole
 
-RECIPE = 2  # raised whenever the same scene would give other pixels
+RECIPE = 3  # raised whenever the same scene would give other pixels
 
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
-CONTEXTS = {"red": (1.0, -0.5, -0.5), "green": (-0.5, 1.0, -0.5), "blue": (-0.5, -0.5, 1.0), "yellow": (0.5, 0.5, -1.0)}
+# The four opponent colours: equally strong, a quarter turn apart, and none brighter than another.
+CONTEXTS = {"red": (0.87, -0.87, 0), "green": (-0.87, 0.87, 0), "blue": (-0.5, -0.5, 1), "yellow": (0.5, 0.5, -1)}
 CLASSES = tuple(f"{motion}_{context}" for motion, context in itertools.product(MOTIONS, CONTEXTS))
 
 
