@@ -56,6 +56,14 @@ def test_a_video_s_pixels_depend_on_the_seed_and_nothing_before_it(make_scene):
     assert (render("up_blue", make_scene(), 2) != video).mean() > 0.5
 
 
+def test_the_four_tints_are_equally_strong_a_quarter_turn_apart_and_change_no_brightness():
+    products = np.asarray(list(CONTEXTS.values())) @ np.asarray(list(CONTEXTS.values())).T
+    opposite = {("red", "green"), ("green", "red"), ("blue", "yellow"), ("yellow", "blue")}
+    expected = [[1.5 * ((a == b) - ((a, b) in opposite)) for b in CONTEXTS] for a in CONTEXTS]
+    np.testing.assert_allclose(products, expected, atol=0.02)
+    assert all(sum(tint) == 0 for tint in CONTEXTS.values())
+
+
 @settings(max_examples=10)
 @given(seed=seeds)
 def test_without_actors_and_tint_nothing_tells_the_classes_apart(make_scene, seed):
@@ -83,7 +91,7 @@ def test_videos_draw_their_own_tint_and_action_from_the_scene_s_ranges(make_scen
     tints = []
     for seed in range(24):
         red, green, _ = render("up_red", scene, seed).mean(axis=(0, 1, 2))
-        tints.append((red - green) / 1.5)
+        tints.append((red - green) / 1.74)
     assert 9.5 < min(tints) < 17 and 33 < max(tints) < 40.5
     flat = dict(shots=(1, 1), action_share=(0.2, 0.9), flicker_share=0.0)
     still = [(np.diff(lone_actor(make_scene, "up", seed, **flat), axis=0) == 0).all(axis=(1, 2)) for seed in range(24)]
