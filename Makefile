@@ -11,7 +11,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce test lint format notebooks constraints clean distclean
+.PHONY: help venv reproduce test retrain lint format notebooks report constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,11 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	$(BIN)/pytest --nbval
 
+# Each network is trained by the command that the manifest will name, two at a time with one thread each. An
+# interrupted run goes on; for a run from nothing, remove runs/retrain first.
+retrain: $(STAMP)  ## train the shipped networks of $PROFILE again, compare, and replace params/weights
+	$(BIN)/python -m faster_lib.shipping --profile $(PROFILE)
+
 lint: $(STAMP)  ## check style and format of modules, tests and notebooks
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -53,6 +58,9 @@ notebooks: $(STAMP)  ## re-run all notebooks in place, in order, at their defaul
 	    --ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
 	    $(NOTEBOOKS)
 	@! grep -nF -e '$(CURDIR)/' -e '/site-packages/' -e '/ipykernel_' $(NOTEBOOKS)
+
+report: $(STAMP)  ## build one site out of the notebooks as committed, into runs/report/
+	$(BIN)/python -m faster_lib.site
 
 constraints: $(STAMP)  ## write the versions installed in .venv to constraints.txt
 	$(BIN)/pip freeze --exclude-editable > .venv/freeze.txt

@@ -1,17 +1,22 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from joblib import Parallel, delayed
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair
-from faster_lib.store import Entry
+from faster_lib.store import Entry, write_whole
 from faster_lib.training import build_faster, train_aggregator
 
-RECIPE_AGGREGATOR = 1  # raised whenever the same features and settings would give another result
+RECIPE_AGGREGATOR = 2  # raised whenever the same features and settings would give another result
+FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
+Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 
 
 def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 1) -> float:
@@ -23,38 +28,62 @@ def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 
     return 100 * (highest == targets[:, None]).any(dim=-1).float().mean().item()
 
 
-def measure(
-    pair: FeaturePair, aggregator: str, schedule: Schedule, *, seeds: Sequence[int], split: str
-) -> list[dict[str, float]]:
-    """Measure an aggregator over a schedule, trained once for each seed; what has been measured is found again.
-
-    Averaging learns nothing, so that it is measured once, whatever the seeds.
-
-    Returns: for each seed, `video@1` and `video@5` in percent, the number of `videos`, `seconds`, and `train_loss`.
-    """
-    learns = aggregator != "avg_pool"
-    return [_measure_one(pair, aggregator, schedule, seed, split) for seed in (seeds if learns else [0])]
-
-
 def measure_all(
-    pair: FeaturePair, cells: Sequence[tuple[str, Schedule]], *, seeds: Sequence[int], split: str
-) -> dict[tuple[str, Schedule], list[dict[str, float]]]:
-    """Measure many (aggregator, schedule) cells, with a progress bar over those."""
-    bar = tqdm(cells, desc=f"stage 2, L={pair.expensive.clip_frames}", unit="cell", leave=False)
-    return {(name, schedule): measure(pair, name, schedule, seeds=seeds, split=split) for name, schedule in bar}
+    pair: FeaturePair, cells: Iterable[Cell], *, seeds: Sequence[int], split: str
+) -> dict[Cell, list[dict[str, Any]]]:
+    """Measure (aggregator, schedule) cells, trained once for each seed; what has been measured is found again.
+
+    A schedule may have fewer clips than the profile's frames allow. Averaging learns nothing, so that it is measured
+    once, whatever the seeds. What is missing is made side by side, in one process for each of the profile's workers,
+    each with one thread: so a result depends on neither the number of workers nor that of threads.
+
+    Returns: for each cell and seed, `video@1` and `video@5` in percent, `correct` (a 1 or 0 for each video), the number
+        of `videos`, `seconds`, and `train_loss`.
+    """
+    cells = list(dict.fromkeys(cells))
+    pair.prepare(*(["train"] if any(_learns(cell) for cell in cells) else []))
+    pair.prepare(split, clips=sorted({len(schedule) for _, schedule in cells}))
+    runs = [(cell, seed) for cell in cells for seed in (seeds if _learns(cell) else [0])]
+    missing = [run for run in runs if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
+    if any(_learns(cell) for cell, _ in missing):
+        pair.scales  # noqa: B018  computed here once, and sent along
+    jobs = (delayed(_complete)(pair, *cell, seed, split) for cell, seed in missing)
+    done = Parallel(n_jobs=max(pair.profile.loading.workers, 1), return_as="generator_unordered")(jobs)
+    for _ in tqdm(done, desc=f"stage 2, L={pair.expensive.clip_frames}", unit="run", total=len(missing), leave=False):
+        pass
+    results: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
+    for cell, seed in runs:
+        record = aggregator_entry(pair, *cell, seed, split).record
+        results[cell].append({**record["measures"], "seconds": record["seconds"]})
+    return results
+
+
+def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Faster:
+    """Give a measured cell's trained model, both networks included, in eval mode: it takes clips."""
+    entry = aggregator_entry(pair, aggregator, schedule, seed, split)
+    if not entry.is_complete:
+        measure_all(pair, [(aggregator, schedule)], seeds=[seed], split=split)
+    model = build_faster(pair, aggregator, schedule)
+    if _learns((aggregator, schedule)):
+        learned = load_file(entry.path / "weights.safetensors")
+        missing, unexpected = model.load_state_dict(learned, strict=False)
+        if unexpected or any(name.split(".")[0] not in FROZEN for name in missing):
+            raise RuntimeError(f"{entry.path} does not fit the model: missing {missing}, unexpected {unexpected}")
+    return model.eval()
 
 
 def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Entry:
     """Name the place of one measured cell."""
     profile = pair.profile
+    learns = _learns((aggregator, schedule))
     depends = {
         "recipe": RECIPE_AGGREGATOR,
         "networks": profile.networks.model_dump(mode="json"),
         "weights": [pair.expensive.weights_sha256, pair.cheap.weights_sha256],
         "aggregator": aggregator,
         "schedule": str(schedule),
-        "training": profile.aggregator_training.model_dump(mode="json") if aggregator != "avg_pool" else None,
-        "train": what_videos_depend_on(profile, "train") if aggregator != "avg_pool" else None,
+        "training": profile.aggregator_training.model_dump(mode="json") if learns else None,
+        "train": what_videos_depend_on(profile, "train") if learns else None,
         "view_seed": profile.backbone_training.seed,
         "seed": seed,
         "test": what_videos_depend_on(profile, split),
@@ -63,27 +92,66 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
     return Entry("aggregators", label, depends, pair.runs)
 
 
-def _measure_one(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> dict[str, float]:
+def _learns(cell: Cell) -> bool:
+    return cell[0] != "avg_pool"
+
+
+def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> None:
     entry = aggregator_entry(pair, aggregator, schedule, seed, split)
-    if not entry.is_complete:
-        with entry.making() as measures:
-            if not entry.is_complete:
-                if aggregator == "avg_pool":
-                    model = build_faster(pair, aggregator, schedule).eval()
-                else:
-                    model, measures["train_loss"] = train_aggregator(pair, aggregator, schedule, seed)
-                measures.update(evaluate(model, pair, split))
-    return {**entry.record["measures"], "seconds": entry.record["seconds"]}
+
+    def make() -> dict[str, Any]:
+        if not _learns((aggregator, schedule)):
+            return evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split)
+        model, loss = train_aggregator(pair, aggregator, schedule, seed)
+        learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
+        write_whole(entry.path / "weights.safetensors", save(learned))
+        return {"train_loss": loss, **evaluate(model, pair, split)}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        entry.complete(make)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
-def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, float]:
-    """Score every video of a split from its stored features, and give `video@1`, `video@5` and how many there were."""
-    features = pair.load(split)
+def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
+    """Score every video of a split from its stored features: `video@1`, `video@5`, `correct`, and how many `videos`."""
+    features = pair.load(split, len(model.schedule))
     logits = []
     for batch in torch.arange(len(features.targets)).split(pair.profile.aggregator_training.batch_videos):
         maps = (part[batch, 0].float() for part in (features.expensive, features.cheap))
         logits.append(model.from_features(*maps))
     logits = torch.cat(logits)
     accuracies = {f"video@{top}": accuracy_percent(logits, features.targets, top=top) for top in (1, 5)}
-    return {**accuracies, "videos": len(features.targets)}
+    marks = "".join(str(int(mark)) for mark in logits.argmax(-1) == features.targets)
+    return {**accuracies, "videos": len(features.targets), "correct": marks}
+
+
+@torch.inference_mode()
+def clip_accuracy_percent(pair: FeaturePair, split: str) -> dict[str, float]:
+    """Give the share of single clips that each network classifies right by itself, over all N clips of all videos.
+
+    Returns: for E and C, 0 to 100, from the stored features.
+    """
+    features = pair.load(split)
+    targets = features.targets.repeat_interleave(pair.num_clips)
+    networks = {"E": (pair.expensive.network, features.expensive), "C": (pair.cheap.network, features.cheap)}
+    logits = {key: torch.cat([net.classify(maps[0].float()) for maps in part]) for key, (net, part) in networks.items()}
+    return {key: accuracy_percent(scores, targets) for key, scores in logits.items()}
+
+
+@torch.inference_mode()
+def watch(model: Faster, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take in one video clip by clip, as it comes, and keep all that is said meanwhile, as probabilities.
+
+    Shape: clips (N, 3, L, H, W) normalised -> of each clip alone by the network that sees it (N, num_classes), of the
+        video so far (N, num_classes)
+    """
+    alone, so_far, state = [], [], None
+    for t, clip in enumerate(clips.split(1)):
+        state, logits = model.step(clip, state)
+        so_far.append(logits)
+        alone.append((model.expensive if model.schedule.is_expensive[t] else model.cheap)(clip))
+    return torch.cat(alone).softmax(dim=-1), torch.cat(so_far).softmax(dim=-1)

@@ -1,6 +1,7 @@
 """The feature maps of frozen networks for all clips of a split, kept for stage 2 and for the test."""
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
 from faster_lib.store import Entry, write_whole
 
-RECIPE_FEATURES = 1  # raised whenever the same networks and videos would give other feature maps
+RECIPE_FEATURES = 2  # raised whenever the same networks and videos would give other feature maps
 
 
 class TrainedBackbone(NamedTuple):
@@ -32,17 +33,20 @@ class TrainedBackbone(NamedTuple):
     seconds: float  # of training; after an interruption, since it went on
 
 
-def features_entry(profile: Profile, backbone: TrainedBackbone, split: str, *, runs: Path = RUNS) -> Entry:
+def features_entry(
+    profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
+) -> Entry:
     """Name the place of a split's feature maps; they depend on the weights and on how clips are cut."""
     depends = {
         "recipe": RECIPE_FEATURES,
         "weights": backbone.weights_sha256,
         "clip_frames": backbone.clip_frames,
+        "num_clips": num_clips,
         "views": _views(profile, split),
         "seed": profile.backbone_training.seed,
         **what_videos_depend_on(profile, split),
     }
-    return Entry("features", f"{backbone.name}-L{backbone.clip_frames}-{split}", depends, runs)
+    return Entry("features", f"{backbone.name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
 
 
 class Features(NamedTuple):
@@ -58,27 +62,34 @@ class FeaturePair:
 
     def __init__(self, profile: Profile, expensive: TrainedBackbone, cheap: TrainedBackbone, *, runs: Path = RUNS):
         self.profile, self.expensive, self.cheap, self.runs = profile, expensive, cheap, runs
-        self._loaded: dict[str, Features] = {}
+        self._loaded: dict[tuple[str, int], Features] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_loaded": {}}  # another process maps the shards by itself
 
     @property
     def num_clips(self) -> int:
         """N, such that L x N is the profile's number of frames."""
         return num_clips_covering(self.profile.data.video_frames, self.expensive.clip_frames)
 
-    def prepare(self, *splits: str) -> None:
-        """Compute what is missing of some splits' feature maps; nothing is loaded that is there already."""
-        for split in splits:
-            for backbone in (self.expensive, self.cheap):
-                if not features_entry(self.profile, backbone, split, runs=self.runs).is_complete:
-                    load_features(self.profile, backbone, split, runs=self.runs)
+    def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
+        """Compute what is missing of some splits' feature maps, with N clips a video for each N; nothing is loaded.
 
-    def load(self, split: str) -> Features:
-        """Give a split's feature maps, both networks' of the same clips."""
-        if split not in self._loaded:
-            expensive, targets = load_features(self.profile, self.expensive, split, runs=self.runs)
-            cheap, _ = load_features(self.profile, self.cheap, split, runs=self.runs)
-            self._loaded[split] = Features(expensive, cheap, targets)
-        return self._loaded[split]
+        Training always has the largest N: stage 2 draws fewer of those.
+        """
+        for split in splits:
+            for num_clips in (clips if split != "train" else ()) or [self.num_clips]:
+                for backbone in (self.expensive, self.cheap):
+                    extract_features(self.profile, backbone, split, num_clips, runs=self.runs)
+
+    def load(self, split: str, num_clips: int | None = None) -> Features:
+        """Give a split's feature maps, both networks' of the same clips; the largest N unless another is asked for."""
+        num_clips = num_clips or self.num_clips
+        if (split, num_clips) not in self._loaded:
+            expensive, targets = load_features(self.profile, self.expensive, split, num_clips, runs=self.runs)
+            cheap, _ = load_features(self.profile, self.cheap, split, num_clips, runs=self.runs)
+            self._loaded[split, num_clips] = Features(expensive, cheap, targets)
+        return self._loaded[split, num_clips]
 
     @cached_property
     def scales(self) -> tuple[float, float]:
@@ -87,35 +98,43 @@ class FeaturePair:
         return tuple(1.0 / maps.float().square().mean().sqrt().item() for maps in (train.expensive, train.cheap))
 
 
-def load_features(
-    profile: Profile, backbone: TrainedBackbone, split: str, *, runs: Path = RUNS
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute a split's feature maps, or load them; missing shards alone are computed.
+def extract_features(
+    profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
+) -> Entry:
+    """Compute a split's feature maps unless they are there; missing shards alone are computed.
 
-    The training split has `views` random samplings of N clips, the others one uniform sampling. L x N is the
-    profile's number of frames.
-
-    Shape: -> features (videos, views, N, C, l, h, w) float16, targets (videos,)
+    The training split has `views` random samplings of N clips, the others one uniform sampling.
     """
-    entry = features_entry(profile, backbone, split, runs=runs)
-    if not entry.is_complete:
+    entry = features_entry(profile, backbone, split, num_clips, runs=runs)
+
+    def make() -> dict[str, int]:
         clips = VideoClips(
             load_videos(profile, split, runs=runs),
             profile.data,
             clip_frames=backbone.clip_frames,
-            num_clips=num_clips_covering(profile.data.video_frames, backbone.clip_frames),
+            num_clips=num_clips,
             views=_views(profile, split),
             seed=profile.backbone_training.seed,
         )
-        with entry.making() as measures:
-            if not entry.is_complete:
-                measures["shards"] = _extract(backbone.network, clips, profile, entry)
-                measures["videos"] = len(clips)
+        return {"shards": _extract(backbone.network, clips, profile, entry), "videos": len(clips)}
+
+    entry.complete(make)
+    return entry
+
+
+def load_features(
+    profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load a split's feature maps, computed first where they are missing.
+
+    Shape: -> features (videos, views, N, C, l, h, w) float16, targets (videos,)
+    """
+    entry = extract_features(profile, backbone, split, num_clips, runs=runs)
     shards = [load_file(path) for path in sorted(entry.path.glob("shard_*.safetensors"))]
     expected = entry.record["measures"]["videos"]
     if sum(len(shard["targets"]) for shard in shards) != expected:
         raise RuntimeError(f"{entry.path} does not hold the features of {expected} videos; delete that folder")
-    return tuple(torch.cat([shard[key] for shard in shards]) for key in ("features", "targets"))
+    return tuple(torch.cat([shard[name] for shard in shards]) for name in ("features", "targets"))
 
 
 def _views(profile: Profile, split: str) -> int:

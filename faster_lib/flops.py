@@ -5,6 +5,7 @@ cost is composed of its clips' costs, each network being counted once.
 """
 
 import functools
+import itertools
 import logging
 import math
 import warnings
@@ -81,18 +82,33 @@ def video_gmacs(
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
+    return running_gmacs(
+        expensive=expensive, cheap=cheap, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px
+    )[-1]
+
+
+def running_gmacs(
+    *,
+    expensive: str | nn.Module,
+    cheap: str | nn.Module,
+    aggregator: str | Aggregator | None,
+    schedule: Schedule | str,
+    L: int,
+    size_px: int = 224,
+) -> list[float]:
+    """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
     check_clip_frames(L)
     if isinstance(size_px, bool) or not isinstance(size_px, int) or size_px < 1:
         raise ValueError(f"size_px is {size_px!r}; it must be a whole number of pixels, 224 in the paper")
     schedule = Schedule(schedule)
-    total = 0
-    for letter, network in (("E", expensive), ("C", cheap)):
-        if letter in schedule:
-            total += schedule.count(letter) * _clip_macs(network, L, size_px)
+    networks = {"E": expensive, "C": cheap}
+    clip = {letter: _clip_macs(networks[letter], L, size_px) for letter in sorted(set(schedule))}
+    step = 0
     if aggregator is not None and len(schedule) > 1:
         channels = 2048 if isinstance(expensive, str) else expensive.channels
-        total += (len(schedule) - 1) * _step_macs(aggregator, channels, L, size_px)
-    return total / 1e9
+        step = _step_macs(aggregator, channels, L, size_px)
+    spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
+    return [total / 1e9 for total in spent]
 
 
 def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int:

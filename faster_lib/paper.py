@@ -207,6 +207,24 @@ def printed_gmacs(total: float, num_clips: int) -> float:
     return round(round(total / num_clips, 1) * num_clips, 1)
 
 
+# Every printed cost that a count of Table 1's networks contradicts, as (table, row, column), and what is known of it.
+# Source: our counts, to be seen in the notebooks of these tables.
+DISCREPANCIES: dict[tuple[int, str, str], str] = {
+    (
+        2,
+        "R2D-26 L=16",
+        "gmacs per clip",
+    ): "6.33 counted; Table 4's own cells need 6.3, and 12.7 at L = 32 is twice that",
+    (
+        4,
+        "All E",
+        "L=16 gmacs",
+    ): "980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding",
+    (6, "1:1 (FAST-GRU)", "R3D-50 gmacs"): "542.17 counted; the last digit",
+    (6, "1:3 (FAST-GRU)", "R3D-50 gmacs"): "331.82 counted; the last digit",
+    (7, "FASTER32", "gmacs per clip"): "67.77 counted, cut off instead of rounded",
+}
+
 # x of the patterns 1:x that Table 4 fills, by clip length L; 0 stands for "All E". Source: Table 4, cells with a value.
 TABLE_4_RATIOS: dict[int, tuple[int, ...]] = {
     L: tuple(
@@ -219,6 +237,12 @@ TABLE_4_RATIOS: dict[int, tuple[int, ...]] = {
 
 # Frames processed per video, N x L. Source: "Setups for clip-level backbones" ("to be 256, i.e., N x L = 256").
 VIDEO_FRAMES = 256
+
+# What the text says of Fig. 3, by network and number of clips: averaging 4 expensive clips of 8 frames.
+# Source: "FASTER vs. average pooling" ("it takes 119 GFLOPs ... to achieve 67.1%").
+FIGURE_3_TEXT = {
+    ("R(2+1)D-50", 4): Reported(67.1, "percent", 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1"),
+}
 
 # Source: the passage that each record names, by the paper's headings.
 SETTINGS: tuple[Setting, ...] = (

@@ -5,5 +5,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params"
+WEIGHTS = PARAMS / "weights"
 FIGURES = Path(os.environ.get("FASTER_FIGURES", ROOT / "figures"))
 RUNS = Path(os.environ.get("FASTER_RUNS", ROOT / "runs"))

@@ -41,6 +41,8 @@ class Scene(Section):
     context_contrast: tuple[NonNegative, NonNegative]
     action_share: tuple[Share, Share]
     flicker_share: Share
+    hard_share: Share
+    hard_legibility: tuple[Share, Share]
     distractor_share: Share
     actors: Positive
     actor_px: Positive
@@ -54,7 +56,7 @@ class Scene(Section):
     def _shots_fit(self) -> "Scene":
         if self.shots[1] * self.shortest_shot_frames > self.frames:
             raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
-        for key in ("shots", "context_share", "context_contrast", "action_share", "speed_px"):
+        for key in ("shots", "context_share", "context_contrast", "action_share", "hard_legibility", "speed_px"):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key} is {[low, high]}; the first must not exceed the second")
@@ -143,6 +145,11 @@ class Profile(Section):
     backbone_training: BackboneTraining
     aggregator_training: AggregatorTraining
     loading: Loading
+
+    @property
+    def is_paper_scale(self) -> bool:
+        """Whether accuracies may be compared with the paper's: real videos and networks of full width."""
+        return self.data.source == "annotated" and self.networks.width == 1.0
 
     @model_validator(mode="after")
     def _scene_matches(self) -> "Profile":

@@ -1,35 +1,236 @@
-"""Tables of reported, counted and measured numbers side by side, and the figures drawn from them."""
+"""Tables of one form everywhere: reported, counted and measured numbers side by side, difference, status, command."""
 
+import html
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 from faster_lib import paper
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import Backbone, check_clip_frames
+from faster_lib.backbones import check_clip_frames
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.faster import Schedule
-from faster_lib.flops import video_gmacs
 from faster_lib.paths import FIGURES
 from faster_lib.profiles import Profile
 from faster_lib.store import circumstances, write_whole
 
-# One style for all figures: colour-blind safe, and told apart in print by their markers.
-SERIES = {
-    "FAST-GRU": ("o", sns.color_palette("colorblind")[0]),
-    "average of the same mix": ("s", sns.color_palette("colorblind")[1]),
-    "average, all cheap": ("v", sns.color_palette("colorblind")[2]),
-}
-WHY_DIFFERENT = {
-    (16, 0): "differs: 980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding",
-}
+COLUMNS = ("reported", "counted", "measured", "±", "seeds", "difference", "status")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of a comparison, with what is known of it.
+
+    Args:
+        quantity: what the numbers are, with the unit, such as "GFLOPs" or "video@1 (%)".
+        name: which network, ratio or number of clips.
+        reported: the paper's cell, where it has one.
+        counted: exact, at the paper's size where `reported` is given.
+        rounded: `counted` under the rule by which the paper rounds; this is compared with `reported`.
+        measured: one value for each seed, at the scale that `Comparison` names.
+        note: what the status says instead of what would follow from the numbers; there is no difference then.
+    """
+
+    quantity: str
+    name: str
+    reported: paper.Reported | None = None
+    counted: float | None = None
+    rounded: float | None = None
+    measured: Sequence[float] = ()
+    note: str = ""
+
+
+class Table:
+    """A comparison as a reader sees it, in JupyterLab, as HTML and as text: caption, cells, and the command.
+
+    Args:
+        frame: the cells, with the columns COLUMNS or a table's own.
+        command: makes the table again, as typed in a shell.
+    """
+
+    def __init__(self, frame: pd.DataFrame, *, caption: str, command: str):
+        self.frame, self.caption, self.command = frame, caption, command
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n\n{self.frame.to_string(na_rep='', float_format=_plain)}\n\nmade by: {self.command}"
+
+    def _repr_html_(self) -> str:
+        cells = self.frame.to_html(na_rep="", float_format=_plain, border=0)
+        return f"<p>{html.escape(self.caption)}</p>{cells}<p>made by: <code>{html.escape(self.command)}</code></p>"
+
+
+def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str) -> Table:
+    """Put rows into the one form that all notebooks share; the mean and standard deviation are over seeds.
+
+    A difference is given where both numbers are of the same thing: counted (rounded as printed) less reported, and
+    measured less reported where the profile is of the paper's scale.
+    """
+    cells = {}
+    for row in rows:
+        if (row.quantity, row.name) in cells:
+            raise ValueError(f"the row {row.name!r} of {row.quantity!r} is there twice")
+        measured = list(row.measured)
+        cells[row.quantity, row.name] = {
+            "reported": row.reported.value if row.reported else None,
+            "counted": row.counted,
+            "measured": round(mean(measured), 4) if measured else None,
+            "±": round(stdev(measured), 2) if len(measured) > 1 else None,
+            "seeds": len(measured) or "",
+            "difference": _difference(row, profile),
+            "status": _status(row, profile),
+        }
+    frame = pd.DataFrame.from_dict(cells, orient="index", columns=list(COLUMNS))
+    frame.index = pd.MultiIndex.from_tuples(cells, names=["quantity", "of"])
+    numbers = [name for name in COLUMNS if name not in ("status", "seeds")]
+    return Table(frame.astype(dict.fromkeys(numbers, float)), caption=caption, command=command)
+
+
+def command(notebook: str, **parameters: Any) -> str:
+    """Give the papermill command that runs `notebooks/<notebook>.ipynb` with these parameters."""
+    text = {k: v for k, v in parameters.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
+    other = {k: v for k, v in parameters.items() if k not in text}
+    plain = "".join(f" -p {name} {value}" for name, value in text.items())
+    yaml = f" -y '{json.dumps(other).replace(chr(34), '')}'" if other else ""
+    return f"papermill notebooks/{notebook}.ipynb out.ipynb{plain}{yaml}"
+
+
+def save(
+    stem: str,
+    figure: Figure | None,
+    table: Table,
+    *,
+    profile: str,
+    seeds: Sequence[int],
+    seconds: float,
+    folder: Path = FIGURES,
+) -> None:
+    """Write `<stem>.csv`, and the figure as `.png` and `.svg`.
+
+    The CSV begins with where its numbers come from, in lines that start with #: caption, command, profile, seeds,
+    seconds of computing, device, versions, commit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if figure is not None:
+        with plt.rc_context({"svg.hashsalt": stem}):
+            figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
+            figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": list(seeds)}
+    about |= {"seconds": round(seconds), **{k: v for k, v in circumstances().items() if k != "finished"}}
+    lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
+    write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
+
+
+def load(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table of the one form, and where it comes from, out of `<stem>.csv`.
+
+    Raises: FileNotFoundError if it has not been made yet.
+    """
+    with (folder / f"{stem}.csv").open(encoding="utf-8") as file:
+        about = {}
+        while (line := file.readline()).startswith("# "):
+            key, value = line[2:].split(": ", 1)
+            about[key] = json.loads(value)
+        names = line.rstrip("\n").split(",")
+        frame = pd.read_csv(file, names=names)
+    return frame.set_index(names[:2]), about
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a notebook found of one statement of the paper; percentage points throughout.
+
+    Args:
+        difference: of the two accuracies, the claimed winner's first.
+        uncertainty: two standard errors of that difference, over test videos and over seeds.
+        margin: by how much the first may fall behind and the claim still hold; 0 for "beats".
+    """
+
+    statement: str
+    source: str
+    difference: float
+    uncertainty: float
+    margin: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Judge by the stated rule: the whole interval above -margin, below it, or across."""
+        if self.difference - self.uncertainty > -self.margin:
+            return "holds"
+        return "does not hold" if self.difference + self.uncertainty < -self.margin else "undecided within the spread"
+
+
+def judge(
+    statement: str,
+    source: str,
+    first: Sequence[Sequence[Mapping[str, Any]]],
+    second: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    margin: float = 0.0,
+) -> Claim:
+    """Compare two ways of classifying the same test videos, over one or several conditions.
+
+    Args:
+        first, second: for each condition (a ratio, a length), the results of `evaluation.measure`, one a seed.
+
+    Raises: ValueError if the two have not been tried under equally many conditions, or not on the same videos.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} conditions against {len(second)}; there must be as many, and at least one")
+    shares, variances = [], []
+    for side in (first, second):
+        right = [[[float(mark) for mark in result["correct"]] for result in results] for results in side]
+        lengths = {len(marks) for results in right for marks in results}
+        shares.append([mean(mean(m[v] for m in results) for results in right) for v in range(max(lengths))])
+        seeds = min(len(results) for results in right)
+        by_seed = [mean(mean(results[s % len(results)]) for results in right) for s in range(seeds)]
+        variances.append(stdev(by_seed) ** 2 / seeds if seeds > 1 else 0.0)
+    differences = [a - b for a, b in zip(*shares, strict=True)]
+    error = math.sqrt(stdev(differences) ** 2 / len(differences) + sum(variances))
+    return Claim(statement, source, round(100 * mean(differences), 2), round(200 * error, 2), margin)
+
+
+def save_claims(
+    stem: str,
+    claims: Sequence[Claim],
+    *,
+    command: str,
+    caption: str = "The paper's statements, in percentage points of video@1 at this scale",
+    folder: Path = FIGURES,
+) -> Table:
+    """Show what a notebook found of the paper's statements, and keep it in `<stem>_claims.csv`."""
+    rows = [
+        {
+            "statement": claim.statement,
+            "source": claim.source,
+            "difference": claim.difference,
+            "uncertainty": claim.uncertainty,
+            "margin": claim.margin,
+            "verdict": claim.verdict,
+        }
+        for claim in claims
+    ]
+    frame = pd.DataFrame(rows).set_index("statement")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{stem}_claims.csv", frame.to_csv().encode())
+    return Table(frame, caption=caption, command=command)
+
+
+def claims_as_markdown(*, folder: Path = FIGURES) -> str:
+    """Join what all notebooks found of the paper's statements into one Markdown table, as the README holds it."""
+    parts = [pd.read_csv(path).assign(notebook=path.stem[:2]) for path in sorted(folder.glob("*_claims.csv"))]
+    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
+    for claim in pd.concat(parts).itertuples():
+        margin = f" (margin {_plain(claim.margin)})" if claim.margin else ""
+        number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
+        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
+    return "\n".join(lines) + "\n"
 
 
 def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:
@@ -52,13 +253,33 @@ def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> d
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Raise ValueError unless `seeds` is a list of at least one whole number, each different."""
-    if isinstance(seeds, str) or not isinstance(seeds, Sequence) or not seeds:
-        raise ValueError(f"seeds is {seeds!r}; it must be a list of whole numbers, such as [0, 1, 2]")
-    if any(isinstance(seed, bool) or not isinstance(seed, int) or seed < 0 for seed in seeds):
-        raise ValueError(f"seeds is {list(seeds)}; each must be a whole number of at least 0")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is {list(seeds)}; a seed that stands there twice would count twice")
-    return list(seeds)
+    return _check_whole_numbers("seeds", seeds, least=0)
+
+
+def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) -> list[int]:
+    """Raise ValueError unless `clips` lists different numbers of clips N, with L x N at most the profile's frames."""
+    check_clip_frames(clip_frames)
+    most = num_clips_covering(profile.data.video_frames, clip_frames)
+    counts = _check_whole_numbers("clips", clips, least=1)
+    if max(counts) > most:
+        raise ValueError(f"clips is {counts}; at L = {clip_frames} a video of this profile has at most {most} clips")
+    return counts
+
+
+def check_lengths(lengths: Sequence[int], profile: Profile) -> dict[int, int]:
+    """Give N for each clip length L of a list; ValueError unless each is there once and L x N is the profile's frames."""
+    for clip_frames in _check_whole_numbers("lengths", lengths, least=1):
+        check_clip_frames(clip_frames)
+    return {clip_frames: num_clips_covering(profile.data.video_frames, clip_frames) for clip_frames in lengths}
+
+
+def check_video(video: int, num_videos: int) -> int:
+    """Raise ValueError unless `video` is the number of one of a split's videos, the first being 0."""
+    if isinstance(video, bool) or not isinstance(video, int) or not 0 <= video < num_videos:
+        raise ValueError(
+            f"video is {video!r}; it must be a whole number from 0 to {num_videos - 1}, one of the split's"
+        )
+    return video
 
 
 def ratio_name(cheap_per_expensive: int) -> str:
@@ -66,132 +287,50 @@ def ratio_name(cheap_per_expensive: int) -> str:
     return f"1:{cheap_per_expensive}" if cheap_per_expensive else "All E"
 
 
-def count_ratios(schedules: Mapping[int, Schedule], clip_frames: int) -> pd.DataFrame:
-    """Count Table 4's column for one L with the networks of the paper's size, beside what it prints.
-
-    `rounded` is the count under the table's own rule: rounded per clip to one decimal, times N.
-    """
-    rows = {}
-    for x, schedule in schedules.items():
-        counted = video_gmacs(
-            expensive="r2plus1d_50", cheap="r2d_26", aggregator="fast_gru", schedule=schedule, L=clip_frames
-        )
-        rounded = paper.printed_gmacs(counted, len(schedule))
-        printed = _printed(x, clip_frames, len(schedule), "gmacs")
-        rows[ratio_name(x)] = {
-            "schedule": _short(schedule),
-            "reported GFLOPs": printed,
-            "counted GFLOPs": round(counted, 2),
-            "counted, rounded": rounded,
-            "status": _count_status(x, clip_frames, printed, rounded),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("#E:#C")
-
-
-def join_ratio_study(
-    profile: Profile,
-    schedules: Mapping[int, Schedule],
-    clip_frames: int,
-    measured: Mapping[tuple[str, Schedule], Sequence[Mapping[str, float]]],
-    *,
-    expensive: Backbone,
-    cheap: Backbone,
-    size_px: int,
-) -> pd.DataFrame:
-    """Put Table 4's column for one L together: reported, counted at both sizes, and measured.
-
-    Averaging has no aggregator to pay for, and nothing random to spread. Accuracies are percentages.
-    """
-    counted = count_ratios(schedules, clip_frames)
-    aggregator = build_aggregator("fast_gru", expensive.channels, profile.networks.reduction)
-    rows = {}
-    for x, schedule in schedules.items():
-        video1 = pd.Series([result["video@1"] for result in measured["fast_gru", schedule]])
-        small = {"expensive": expensive, "cheap": cheap, "schedule": schedule, "L": clip_frames, "size_px": size_px}
-        rows[ratio_name(x)] = {
-            ("reported", "accuracy"): _printed(x, clip_frames, len(schedule), "accuracy"),
-            ("reported", "GFLOPs"): counted.at[ratio_name(x), "reported GFLOPs"],
-            ("counted", "GFLOPs, paper size"): counted.at[ratio_name(x), "counted, rounded"],
-            ("counted", "GFLOPs, this profile"): round(video_gmacs(aggregator=aggregator, **small), 4),
-            ("counted", "GFLOPs, averaging"): round(video_gmacs(aggregator=None, **small), 4),
-            ("measured", "FAST-GRU"): round(video1.mean(), 1),
-            ("measured", "± over seeds"): round(video1.std(ddof=1), 1) if len(video1) > 1 else None,
-            ("measured", "seeds"): len(video1),
-            ("measured", "averaging"): round(measured["avg_pool", schedule][0]["video@1"], 1),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("#E:#C")
-
-
-def draw_ratio_study(
-    table: pd.DataFrame, all_cheap: tuple[float, float], *, clip_frames: int, num_clips: int, profile: str
-) -> Figure:
-    """Draw accuracy against cost: the paper's points in one panel, ours in another, each on its own scales.
-
-    Args:
-        all_cheap: cost and accuracy of averaging the cheap network's clips alone, this profile's.
-    """
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(f"How many clips may be cheap?  L = {clip_frames}, N = {num_clips}")
-    reported = table["reported"].dropna()
-    if reported.empty:
-        left.text(0.5, 0.5, "Table 4 has no such cells", transform=left.transAxes, ha="center")
-    else:
-        _plot(left, "FAST-GRU", reported["GFLOPs"], reported["accuracy"], list(reported.index))
-    left.set(title="reported: Kinetics-400, Table 4", xlabel="GFLOPs per video, as printed")
-    measured = table["measured"]
-    cost, cost_averaging = (1000 * table["counted"][f"GFLOPs, {name}"] for name in ("this profile", "averaging"))
-    _plot(right, "average of the same mix", cost_averaging, measured["averaging"])
-    _plot(right, "average, all cheap", [1000 * all_cheap[0]], [all_cheap[1]])
-    _plot(right, "FAST-GRU", cost, measured["FAST-GRU"], list(table.index), spread=measured["± over seeds"])
-    title = f"measured: generated videos, profile {profile}, {int(measured['seeds'].min())} seeds"
-    right.set(title=title, xlabel="MFLOPs per video, counted for the small networks")
-    for axes in (left, right):
-        axes.set_xscale("log")
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(LogFormatter(minor_thresholds=(2, 0.8)))
-        axes.set_ylabel("video accuracy (%)")
-    right.legend(loc="lower right")
-    return figure
-
-
-def save(
-    figure: Figure, table: pd.DataFrame, stem: str, provenance: Mapping[str, Any], *, folder: Path = FIGURES
-) -> None:
-    """Write `<stem>.png`, `.svg` and `.csv`; the CSV begins with its provenance, in lines that start with #."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context({"svg.hashsalt": stem}):
-        figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-    about = {**provenance, **{k: v for k, v in circumstances().items() if k != "finished"}}
-    lines = [f"# {key}: {json.dumps(value)}\n" for key, value in about.items()]
-    flat = table.set_axis([" ".join(name) if isinstance(name, tuple) else name for name in table.columns], axis=1)
-    write_whole(folder / f"{stem}.csv", ("".join(lines) + flat.to_csv()).encode())
-
-
-def _plot(axes, series: str, x, y, names: Sequence[str] = (), *, spread=None) -> None:
-    marker, colour = SERIES[series]
-    error = None if spread is None else pd.to_numeric(spread).fillna(0)
-    axes.errorbar(x, y, yerr=error, marker=marker, color=colour, label=series, capsize=3, markersize=7)
-    for name, a, b in zip(names, x, y, strict=False):
-        axes.annotate(name, (a, b), textcoords="offset points", xytext=(-4, 9), ha="right", fontsize=10)
-    axes.margins(0.12)
-
-
-def _short(schedule: Schedule) -> str:
+def short(schedule: Schedule) -> str:
+    """Write a schedule in at most 16 letters."""
     return str(schedule) if len(schedule) <= 16 else f"{schedule[:13]}..."
 
 
-def _printed(x: int, clip_frames: int, num_clips: int, column: str) -> float | None:
-    """Find Table 4's cell, if the study is one that the table has."""
-    if x not in paper.TABLE_4_RATIOS.get(clip_frames, ()) or num_clips * clip_frames != paper.VIDEO_FRAMES:
+def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
+    """Find a cell of the paper; None where that table has no such row or column, or leaves the cell blank."""
+    try:
+        cell = paper.reported(number, row, column)
+    except KeyError:
         return None
-    return paper.reported(4, ratio_name(x), f"L={clip_frames} {column}").value
+    return None if cell.value is None else cell
 
 
-def _count_status(x: int, clip_frames: int, printed: float | None, rounded: float) -> str:
-    if printed is None:
-        return "not in Table 4"
-    if printed == rounded:
-        return "exact"
-    return WHY_DIFFERENT.get((clip_frames, x), "differs")
+def _check_whole_numbers(name: str, values: Sequence[int], *, least: int) -> list[int]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise ValueError(f"{name} is {values!r}; it must be a list of whole numbers, such as [0, 1, 2]")
+    if any(isinstance(value, bool) or not isinstance(value, int) or value < least for value in values):
+        raise ValueError(f"{name} is {list(values)}; each must be a whole number of at least {least}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} is {list(values)}; one that stands there twice would count twice")
+    return list(values)
+
+
+def _difference(row: Row, profile: Profile) -> float | None:
+    if row.reported is None or row.reported.value is None or row.note:
+        return None
+    if row.rounded is not None:
+        return round(row.rounded - row.reported.value, 4)
+    if row.measured and profile.is_paper_scale:
+        return round(mean(row.measured) - row.reported.value, 2)
+    return None
+
+
+def _status(row: Row, profile: Profile) -> str:
+    if row.note:
+        return row.note
+    if row.reported is not None and row.rounded is not None:
+        why = paper.DISCREPANCIES.get((row.reported.table, row.reported.row, row.reported.column), "not explained")
+        return "exact" if row.rounded == row.reported.value else f"differs: {why}"
+    if row.measured:
+        return f"measured at {profile.name} scale"
+    return "counted" if row.counted is not None else "not run: needs Kinetics"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.7g}"

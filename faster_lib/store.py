@@ -10,8 +10,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from faster_lib.paths import ROOT, RUNS
+from faster_lib.paths import ROOT, RUNS, WEIGHTS
 
 _VERSIONS_OF = ("torch", "torchvision", "decord2", "av", "numpy")
 
@@ -53,22 +52,44 @@ class Entry:
         """What was kept with the result: its measures, and where and when it was made."""
         return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
 
-    @contextmanager
-    def making(self) -> Iterator[dict[str, Any]]:
-        """Hold the entry alone while it is made; the measures put into the dict complete it if no error occurs.
+    def complete(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Have the result made by `make`, which gives its measures, unless it is there; they complete it.
 
-        A second process that wants the same entry waits, and should look at `is_complete` again.
+        The entry is held alone meanwhile: a second process that wants the same one waits, and finds it made.
         """
+        if self.is_complete:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(self.path.name + ".lock")):
-            measures: dict[str, Any] = {}
-            start = time.perf_counter()
-            yield measures
             if self.is_complete:
                 return
+            start = time.perf_counter()
+            measures = make()
             seconds = round(time.perf_counter() - start, 1)
             record = {"depends": self.depends, "measures": measures, "seconds": seconds, **circumstances()}
             write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
+
+    def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
+        """Find the weights that the repository ships for this very entry, with what the manifest says of them.
+
+        Raises: ValueError if the file is not the one that the manifest describes.
+        """
+        about = read_manifest().get(self.path.name)
+        if about is None:
+            return None
+        content = (WEIGHTS / f"{self.path.name}.safetensors").read_bytes()
+        if (found := hashlib.sha256(content).hexdigest()) != about["sha256"]:
+            raise ValueError(
+                f"params/weights/{self.path.name}.safetensors has the hash {found[:16]}..., but the manifest says "
+                f"{about['sha256'][:16]}...; fetch the file again, or make it by: make retrain"
+            )
+        return content, about
+
+
+def read_manifest(weights: Path = WEIGHTS) -> dict[str, dict[str, Any]]:
+    """Give what is known of each shipped network: hash, command, profile, accuracy; by the name of its entry."""
+    path = weights / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def hash_of(depends: dict[str, Any]) -> str:

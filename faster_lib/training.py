@@ -1,10 +1,13 @@
 """Stage 1: a clip network on random clips. Stage 2: a recurrent unit on the feature maps of the frozen networks."""
 
+import argparse
 import hashlib
 import io
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -20,10 +23,11 @@ from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, Features, TrainedBackbone
 from faster_lib.paths import RUNS
-from faster_lib.profiles import BackboneTraining, Optimisation, Profile
+from faster_lib.profiles import BackboneTraining, Optimisation, Profile, load_profile
 from faster_lib.store import Entry, write_whole
 
-RECIPE_BACKBONE = 2  # raised whenever the same profile would train another network
+FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
+RECIPE_BACKBONE = 3  # raised whenever the same profile would train another network
 
 
 def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> Entry:
@@ -40,43 +44,82 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
     return Entry("backbones", f"{name}-L{clip_frames}", depends, runs)
 
 
-def train_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> TrainedBackbone:
-    """Train a clip network (stage 1), or load it if it has been trained; it comes back frozen, in eval mode.
+def train_backbone(
+    profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS, may_be_shipped: bool = True
+) -> TrainedBackbone:
+    """Train a clip network (stage 1), or load it if it is trained or shipped; it comes back frozen, in eval mode.
 
-    An interrupted training goes on from its last checkpoint and ends in the same weights.
+    An interrupted training goes on from its last checkpoint and ends in the same weights. Convolutions and the
+    classifier are kept in half precision, and every result is one of the weights so kept.
 
     Source: FASTER, "Setups for clip-level backbones": random clips of L consecutive frames, cosine schedule.
     """
     entry = backbone_entry(profile, name, clip_frames, runs=runs)
-    network = seeded(
-        profile.backbone_training.seed, build_backbone, name, profile.data.num_classes, profile.networks.width
-    )
-    if not entry.is_complete:
-        videos = load_videos(profile, "train", runs=runs)
-        with entry.making() as measures:
-            if not entry.is_complete:
-                measures["loss"] = _fit_backbone(network, videos, profile, clip_frames, entry)
-                write_whole(entry.path / "weights.safetensors", save(network.state_dict()))
-                (entry.path / "checkpoint.pt").unlink(missing_ok=True)
+    settings = profile.backbone_training
+    network = seeded(settings.seed, build_backbone, name, profile.data.num_classes, profile.networks.width)
+
+    def make() -> dict[str, Any]:
+        if may_be_shipped and (found := entry.shipped()) is not None:
+            content, about = found
+            measures = {**about["measures"], "shipped": True}
+        else:
+            measures = _fit_backbone(network, load_videos(profile, "train", runs=runs), profile, clip_frames, entry)
+            content = save({key: _compact(value) for key, value in network.state_dict().items()})
+        write_whole(entry.path / "weights.safetensors", content)
+        (entry.path / "checkpoint.pt").unlink(missing_ok=True)
+        return measures
+
+    entry.complete(make)
     weights = (entry.path / "weights.safetensors").read_bytes()
     network.load_state_dict(load(weights))
     network.eval().requires_grad_(False)
-    return TrainedBackbone(
-        name, clip_frames, network, hashlib.sha256(weights).hexdigest(), seconds=entry.record["seconds"]
-    )
+    seconds = entry.record["measures"]["training_seconds"]
+    return TrainedBackbone(name, clip_frames, network, hashlib.sha256(weights).hexdigest(), seconds)
 
 
-def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_frames: int, entry: Entry) -> float:
+def _compact(value: torch.Tensor) -> torch.Tensor:
+    """Halve the matrices; what batch norm keeps stays in full precision."""
+    return (value.half() if value.ndim > 1 else value).contiguous()
+
+
+def _fit_backbone(
+    network: Backbone, videos: VideoList, profile: Profile, clip_frames: int, entry: Entry
+) -> dict[str, Any]:
     settings = profile.backbone_training
-    network.train()
+    network.to(memory_format=torch.channels_last_3d).train()
     optimiser, schedule = build_optimiser(network.parameters(), settings, settings.iterations)
+    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     checkpoint = entry.path / "checkpoint.pt"
-    first, smooth_loss = 0, None
+    progress = {"iteration": 0, "loss": None, "first_losses": [], "training_seconds": 0.0}
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        for part, content in zip((network, optimiser, schedule), state["parts"], strict=True):
+        progress = state["progress"]
+        for part, content in zip(parts.values(), state["parts"], strict=True):
             part.load_state_dict(content)
-        first, smooth_loss = state["iteration"], state["loss"]
+    start = time.perf_counter() - progress["training_seconds"]
+    batches = _load_batches(videos, profile, clip_frames, first=progress["iteration"])
+    bar = tqdm(
+        batches, desc=f"train {entry.label}", unit="batch", initial=progress["iteration"], total=settings.iterations
+    )
+    for batch, targets in bar:
+        clips = normalise(batch.flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
+        loss = nn.functional.cross_entropy(network(clips), targets.repeat_interleave(settings.clips_per_video))
+        take_step(loss, network.parameters(), optimiser, schedule, settings)
+        progress["iteration"] += 1
+        if len(progress["first_losses"]) < FIRST_LOSSES:
+            progress["first_losses"].append(loss.item())
+        progress["loss"] = loss.item() if progress["loss"] is None else 0.95 * progress["loss"] + 0.05 * loss.item()
+        progress["training_seconds"] = time.perf_counter() - start
+        bar.set_postfix(loss=f"{progress['loss']:.2f}", refresh=False)
+        if progress["iteration"] % settings.checkpoint_iterations == 0:
+            content = io.BytesIO()
+            torch.save({"progress": progress, "parts": [part.state_dict() for part in parts.values()]}, content)
+            write_whole(checkpoint, content.getvalue())
+    return {**progress, "training_seconds": round(progress["training_seconds"], 1)}
+
+
+def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, first: int) -> DataLoader:
+    settings = profile.backbone_training
     clips = RandomClips(
         videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
     )
@@ -87,20 +130,7 @@ def _fit_backbone(network: Backbone, videos: VideoList, profile: Profile, clip_f
         iterations=settings.iterations,
         seed=settings.seed,
     )
-    loader = DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers)
-    bar = tqdm(loader, desc=f"train {entry.label}", unit="batch", initial=first, total=settings.iterations)
-    for iteration, (batch, targets) in enumerate(bar, start=first + 1):
-        logits = network(normalise(batch.flatten(0, 1)))
-        loss = nn.functional.cross_entropy(logits, targets.repeat_interleave(settings.clips_per_video))
-        take_step(loss, network.parameters(), optimiser, schedule, settings)
-        smooth_loss = loss.item() if smooth_loss is None else 0.95 * smooth_loss + 0.05 * loss.item()
-        bar.set_postfix(loss=f"{smooth_loss:.2f}", refresh=False)
-        if iteration % settings.checkpoint_iterations == 0:
-            parts = [network.state_dict(), optimiser.state_dict(), schedule.state_dict()]
-            content = io.BytesIO()
-            torch.save({"iteration": iteration, "loss": smooth_loss, "parts": parts}, content)
-            write_whole(checkpoint, content.getvalue())
-    return round(smooth_loss, 4)
+    return DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
@@ -128,6 +158,7 @@ def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int
     """
     settings = pair.profile.aggregator_training
     train = pair.load("train")
+    num_clips = train.expensive.shape[2]
     steps = settings.epochs * math.ceil(len(train.targets) / settings.batch_videos)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,9 +168,12 @@ def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int
         model.train()
         for epoch in range(settings.epochs):
             losses = []
-            order = torch.randperm(len(train.targets), generator=generator_for(seed, epoch))
+            generator = generator_for(seed, epoch)
+            order = torch.randperm(len(train.targets), generator=generator)
             for batch in order.split(settings.batch_videos):
-                loss = nn.functional.cross_entropy(_classify(model, train, batch, epoch), train.targets[batch])
+                clips = _draw_clips(len(batch), num_clips, len(schedule), generator)
+                logits = _classify(model, train, batch, epoch, clips)
+                loss = nn.functional.cross_entropy(logits, train.targets[batch])
                 take_step(loss, learned, optimiser, schedule_lr, settings)
                 losses.append(loss.item())
     return model.eval(), sum(losses) / len(losses)
@@ -160,9 +194,21 @@ def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
     return model
 
 
-def _classify(model: Faster, features: Features, batch: torch.Tensor, epoch: int) -> torch.Tensor:
+def _draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw N of each video's stored clips, in temporal order: (videos, N).
+
+    N of many clips that were drawn independently are N clips drawn independently.
+    """
+    if num_clips == num_stored:
+        return torch.arange(num_stored).expand(num_videos, -1)
+    chances = torch.rand(num_videos, num_stored, generator=generator)
+    return chances.topk(num_clips, dim=1).indices.sort(dim=1).values
+
+
+def _classify(model: Faster, features: Features, batch: torch.Tensor, epoch: int, clips: torch.Tensor) -> torch.Tensor:
     view = (batch + epoch) % features.expensive.shape[1]
-    return model.from_features(features.expensive[batch, view].float(), features.cheap[batch, view].float())
+    chosen = (part[batch[:, None], view[:, None], clips].float() for part in (features.expensive, features.cheap))
+    return model.from_features(*chosen)
 
 
 def seeded(seed: int, build, *args):
@@ -212,3 +258,24 @@ def take_step(loss, parameters, optimiser, schedule, settings: Optimisation) -> 
         nn.utils.clip_grad_norm_(parameters, settings.clip_gradient_norm)
     optimiser.step()
     schedule.step()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one clip network; what has been trained, or is shipped with the repository, is found again."""
+    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
+    parser.add_argument("--backbone", required=True, help="r2plus1d_50, r2d_26 or r3d_50")
+    parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
+    parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
+    parser.add_argument(
+        "--anew", type=Path, metavar="FOLDER", help="use this folder in place of runs/, and no shipped network"
+    )
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    runs = given.anew.resolve() if given.anew else RUNS
+    train_backbone(load_profile(given.profile), given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
+
+
+if __name__ == "__main__":
+    main()

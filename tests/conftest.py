@@ -19,6 +19,7 @@ def make_scene():
         **dict(frames=64, size_px=40, crf=18, gop_frames=16, shots=(2, 3), shortest_shot_frames=12, seed=0),
         **dict(context_share=(0.2, 0.4), action_share=(0.5, 0.5), actors=2, actor_px=8, speed_px=(1.0, 2.0)),
         **dict(context_contrast=(30.0, 30.0), actor_contrast=60.0, flicker_share=0.5, distractor_share=0.3),
+        **dict(hard_share=0.0, hard_legibility=(0.0, 0.5)),
         **dict(shake_px=0.4, noise=8.0, fps=25),  # noise also makes every frame of a video different from all others
         "videos": {"train": 6, "test": 4},
     }

@@ -1,4 +1,4 @@
-"""The ratio study run as a user runs it, by papermill in a process of its own, on the smoke profile."""
+"""Every notebook run as a user runs it, by papermill in a process of its own, on the smoke profile."""
 
 import os
 import re
@@ -10,39 +10,79 @@ import pytest
 
 from faster_lib.paths import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "04_ratio_study.ipynb"
+FOLDER = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SMALL = ("-p", "profile", "smoke", "-p", "L", "8")
+FEW_SEEDS = "seeds: [0, 1]"
 
 
-def papermill(tmp_path, *arguments):
-    folders = {"FASTER_RUNS": str(tmp_path / "runs"), "FASTER_FIGURES": str(tmp_path / "figures")}
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "out.ipynb"), *arguments]
-    return subprocess.run(command, env=os.environ | folders, capture_output=True, text=True, cwd=ROOT, timeout=900)
+def papermill(notebook: str, folder, *arguments):
+    folders = {"FASTER_RUNS": str(folder / "runs"), "FASTER_FIGURES": str(folder / "figures")}
+    command = [sys.executable, "-m", "papermill", str(FOLDER / f"{notebook}.ipynb"), str(folder / "out.ipynb")]
+    environment = os.environ | folders
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=900
+    )
 
 
-def test_the_ratio_study_runs_from_nothing_and_finds_its_results_again(tmp_path):
-    arguments = ("-p", "profile", "smoke", "-p", "L", "8", "-y", "{ratios: [0, 3], seeds: [0, 1]}")
-    assert (done := papermill(tmp_path, *arguments)).returncode == 0, done.stderr
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """One folder of results that the notebooks of this module share, as a user's do."""
+    return tmp_path_factory.mktemp("smoke")
+
+
+def test_the_ratio_study_runs_from_nothing_and_finds_its_results_again(smoke):
+    arguments = (*SMALL, "-y", f"{{ratios: [0, 1, 3], {FEW_SEEDS}}}")
+    assert (done := papermill("04_ratio_study", smoke, *arguments)).returncode == 0, done.stderr
+    stamps = {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
     kinds = {path.parents[1].name for path in stamps}
     assert kinds == {"videos", "backbones", "features", "aggregators"}
-    first = (tmp_path / "figures" / "04_ratio_study_smoke_L8.csv").read_bytes()
-    assert (done := papermill(tmp_path, *arguments)).returncode == 0, done.stderr
-    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
-    assert (tmp_path / "figures" / "04_ratio_study_smoke_L8.csv").read_bytes() == first
-    outputs = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.get("outputs")]
-    assert any("image/png" in output.get("data", {}) for cell in outputs for output in cell.outputs)
+    first = (smoke / "figures" / "04_ratio_study_smoke_L8.csv").read_bytes()
+    assert (done := papermill("04_ratio_study", smoke, *arguments)).returncode == 0, done.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
+    assert (smoke / "figures" / "04_ratio_study_smoke_L8.csv").read_bytes() == first
 
 
-def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(tmp_path):
-    done = papermill(tmp_path, "-p", "L", "12")
+@pytest.mark.parametrize(
+    ("notebook", "arguments", "stem"),
+    [
+        ("02_aggregators", (*SMALL, "-y", f"{{clips: [2, 3, 8], {FEW_SEEDS}}}"), "02_aggregators_smoke"),
+        ("03_faster_vs_avgpool", (*SMALL, "-y", f"{{clips: [2, 8], {FEW_SEEDS}}}"), "03_faster_vs_avgpool_smoke"),
+        ("06_generalization", (*SMALL, "-y", f"{{ratios: [0, 1], {FEW_SEEDS}}}"), "06_generalization_smoke"),
+    ],
+)
+def test_a_study_runs_on_the_smoke_profile_and_leaves_table_figure_and_claims(smoke, notebook, arguments, stem):
+    assert (done := papermill(notebook, smoke, *arguments)).returncode == 0, done.stderr
+    made = {path.name for path in (smoke / "figures").glob(f"{stem}*")}
+    assert made == {f"{stem}.csv", f"{stem}.png", f"{stem}.svg", f"{stem}_claims.csv"}
+    outputs = [output for cell in nbformat.read(smoke / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    text = (smoke / "figures" / f"{stem}.csv").read_text()
+    assert "measured at smoke scale" in text and "measured at tiny scale" not in text
+
+
+@pytest.mark.parametrize(
+    ("notebook", "arguments", "quoted"),
+    [
+        ("02_aggregators", ("-y", "clips: [2, 64]"), "at L = 8 a video of this profile has at most 32 clips"),
+        ("04_ratio_study", ("-p", "L", "12"), "L is 12"),
+        ("06_generalization", ("-p", "profile", "tinny"), "unknown profile 'tinny'"),
+    ],
+)
+def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(tmp_path, notebook, arguments, quoted):
+    done = papermill(notebook, tmp_path, *arguments)
     assert done.returncode != 0
-    assert 'Exception encountered at "In [3]"' in done.stderr and "L is 12" in done.stderr
+    assert 'Exception encountered at "In [3]"' in done.stderr and quoted in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("parameter", ["profile: str", "L: int", "ratios: list", "seeds: list", "split: str"])
-def test_papermill_lists_each_parameter_with_type_and_help(parameter):
-    command = [sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOK)]
+@pytest.mark.parametrize("notebook", NAMES)
+def test_papermill_lists_each_parameter_with_type_and_help(notebook):
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(FOLDER / f"{notebook}.ipynb")]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    help_text = re.search(rf"^  {parameter} \(default .*?\)\s+(.+)$", listed, re.MULTILINE)
-    assert help_text and len(help_text[1].split()) >= 4, listed
+    cells = nbformat.read(FOLDER / f"{notebook}.ipynb", 4).cells
+    (source,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    for line in source.splitlines():
+        parameter = line.split(" = ")[0]  # name: type
+        help_text = re.search(rf"^  {re.escape(parameter)} \(default .*?\)\s+(.+)$", listed, re.MULTILINE)
+        assert help_text and len(help_text[1].split()) >= 4, listed

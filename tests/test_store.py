@@ -85,25 +85,24 @@ def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path
     entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
     assert entry.path == tmp_path / "backbones" / f"r2d_26-L8-{hash_of(DEPENDS)}"
     assert not entry.is_complete and not entry.path.exists()
-    with pytest.raises(RuntimeError, match="power cut"), entry.making():
+
+    def break_off() -> dict:
         (entry.path / "part.bin").write_bytes(b"kept")
         raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        entry.complete(break_off)
     assert not entry.is_complete and names(entry.path) == ["part.bin"]  # parts stay, to go on from
-    with entry.making() as measures:
-        assert not entry.is_complete
-        measures["loss"] = 0.25
+    entry.complete(lambda: {"loss": 0.25})
     assert entry.is_complete and entry.record["measures"] == {"loss": 0.25}
-    with entry.making() as measures:
-        assert entry.is_complete
-        measures["loss"] = 99.0
+    entry.complete(lambda: pytest.fail("made a second time"))
     assert entry.record["measures"] == {"loss": 0.25}
     assert not Entry("backbones", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
 
 
 def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made(tmp_path):
     entry = Entry("videos", "train", DEPENDS, tmp_path)
-    with entry.making() as measures:
-        measures["bytes"] = 12
+    entry.complete(lambda: {"bytes": 12})
     record = json.loads((entry.path / "record.json").read_text(encoding="utf-8"))
     assert record == entry.record
     assert record["depends"] == DEPENDS and record["measures"] == {"bytes": 12} and record["seconds"] >= 0
@@ -121,10 +120,11 @@ import sys
 from pathlib import Path
 from faster_lib.store import Entry
 entry = Entry("backbones", "shared", {"a": 1}, Path(sys.argv[1]))
-with entry.making() as measures:
+def make():
     print("held", flush=True)
     sys.stdin.readline()
-    measures["maker"] = "the other process"
+    return {"maker": "the other process"}
+entry.complete(make)
 """
 
 
@@ -133,10 +133,12 @@ def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path,
     entry = Entry("backbones", "shared", {"a": 1}, tmp_path)
     seen = []
 
+    def make():
+        seen.append("made")
+        return {"maker": "this process"}
+
     def want():
-        with entry.making() as measures:
-            seen.append(entry.is_complete)
-            measures["maker"] = "this process"
+        entry.complete(make)
 
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -151,5 +153,5 @@ def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path,
         finally:
             holder.kill()
     waiting.join(60)
-    assert seen == [does_finish]
+    assert seen == ([] if does_finish else ["made"])
     assert entry.record["measures"]["maker"] == ("the other process" if does_finish else "this process")

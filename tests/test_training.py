@@ -1,12 +1,14 @@
 """Tests of both stages, of the feature store and of the results, on a few videos and steps."""
 
 import copy
+import hashlib
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from faster_lib import evaluation, features, training
+from faster_lib import evaluation, features, store, training
 from faster_lib.faster import Schedule
 from faster_lib.profiles import load_profile
 
@@ -33,11 +35,10 @@ def test_the_same_seed_gives_the_same_weights_and_the_same_table_bit_for_bit(pai
     for first, second in zip((pair.expensive, pair.cheap), networks, strict=True):
         assert first.weights_sha256 == second.weights_sha256
     for name in ("avg_pool", "fast_gru"):
-        tables = [evaluation.measure(p, name, Schedule.ratio(8, 3), seeds=[0, 1], split="test") for p in (pair, again)]
-        for first, second in zip(*tables, strict=True):
-            assert {k: v for k, v in first.items() if k != "seconds"} == {
-                k: v for k, v in second.items() if k != "seconds"
-            }
+        cell = (name, Schedule.ratio(8, 3))
+        tables = [evaluation.measure_all(p, [cell], seeds=[0, 1], split="test")[cell] for p in (pair, again)]
+        first, second = ([{k: v for k, v in run.items() if k != "seconds"} for run in table] for table in tables)
+        assert first == second and len(first) == (1 if name == "avg_pool" else 2)
 
 
 def test_another_seed_gives_other_weights(pair):
@@ -62,7 +63,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkey
         training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert not entry.is_complete
-    assert torch.load(entry.path / "checkpoint.pt", weights_only=True)["iteration"] == 4
+    assert torch.load(entry.path / "checkpoint.pt", weights_only=True)["progress"]["iteration"] == 4
     resumed = training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert steps == 5 + 2  # iterations 5 and 6 alone
     assert resumed.weights_sha256 == pair.cheap.weights_sha256
@@ -101,14 +102,14 @@ def test_a_changed_key_of_stage_1_never_meets_the_old_network():
 
 def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_made_again(pair):
     maps = pair.load("test")
-    entry = features.features_entry(SMOKE, pair.cheap, "test", runs=pair.runs)
+    entry = features.features_entry(SMOKE, pair.cheap, "test", 8, runs=pair.runs)
     shards = sorted(entry.path.glob("shard_*"))
     assert len(shards) == 2  # 16 videos, 8 a shard
     stamps = [path.stat().st_mtime_ns for path in shards]
     before = load_file(shards[1])["features"]
     shards[1].unlink()
     (entry.path / "record.json").unlink()
-    again, targets = features.load_features(SMOKE, pair.cheap, "test", runs=pair.runs)
+    again, targets = features.load_features(SMOKE, pair.cheap, "test", 8, runs=pair.runs)
     assert torch.equal(again[8:], before) and torch.equal(again, maps.cheap) and torch.equal(targets, maps.targets)
     assert shards[0].stat().st_mtime_ns == stamps[0] and shards[1].stat().st_mtime_ns != stamps[1]
     assert maps.expensive.shape == (16, 1, 8, 128, 1, 2, 2)
@@ -122,6 +123,84 @@ def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair):
     assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
     for name, weight in pair.expensive.network.state_dict().items():
         assert torch.equal(weight, weights[name]), name
+
+
+def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_training_clips(pair):
+    schedule = Schedule.first_expensive(3)
+    cells = [("fast_gru", schedule), ("avg_pool", Schedule("CCC"))]
+    results = evaluation.measure_all(pair, cells, seeds=[0], split="test")
+    few, all_clips = pair.load("test", 3), pair.load("test")
+    assert few.cheap.shape[2] == 3
+    # 64 frames, L = 8: three clips start at 0, 28 and 56; of the eight, the first and the last start there too
+    assert torch.equal(few.cheap[:, :, [0, 2]], all_clips.cheap[:, :, [0, 7]])
+    assert not torch.equal(few.cheap[:, :, 1], all_clips.cheap[:, :, 3])
+    scores = [pair.cheap.network.classify(few.cheap[:, 0, t].float()).softmax(-1) for t in range(3)]
+    right = (sum(scores).argmax(-1) == few.targets).tolist()
+    (averaging,) = results["avg_pool", Schedule("CCC")]
+    assert averaging["correct"] == "".join(str(int(mark)) for mark in right)
+    assert averaging["video@1"] == pytest.approx(100 * sum(right) / 16)
+    drawn = training._draw_clips(1000, 8, 3, torch.Generator().manual_seed(0))
+    assert (drawn.diff(dim=1) > 0).all() and drawn.min() == 0 and drawn.max() == 7
+    assert torch.bincount(drawn.flatten(), minlength=8).min() > 3000 / 8 * 0.8  # each as often as the others
+
+
+def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
+    (tmp_path / "backbones").symlink_to(pair.runs / "backbones")
+    (tmp_path / "features").symlink_to(pair.runs / "features")
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    alone = SMOKE.model_copy(update={"loading": SMOKE.loading.model_copy(update={"workers": 1})})
+    cell = ("gru", Schedule.ratio(8, 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 + threads % 2)
+    try:
+        other = features.FeaturePair(alone, pair.expensive, pair.cheap, runs=tmp_path)
+        mine = evaluation.measure_all(other, [cell], seeds=[0, 1], split="test")[cell]
+        assert torch.get_num_threads() == 1 + threads % 2
+    finally:
+        torch.set_num_threads(threads)
+    theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]
+    for first, second in zip(mine, theirs, strict=True):
+        assert (first["train_loss"], first["correct"]) == (second["train_loss"], second["correct"])
+
+
+def test_a_measured_model_is_found_again_and_scores_as_it_did(pair):
+    cell = ("fast_gru", Schedule.ratio(8, 3))
+    measured = evaluation.measure_all(pair, [cell], seeds=[0], split="test")[cell][0]
+    model = evaluation.load_faster(pair, *cell, seed=0, split="test")
+    assert evaluation.evaluate(model, pair, "test")["correct"] == measured["correct"]
+    entry = evaluation.aggregator_entry(pair, *cell, 0, "test")
+    weights = load_file(entry.path / "weights.safetensors")
+    assert any(weight.abs().sum() for weight in weights.values())
+    assert torch.equal(model.aggregator.V_x.weight, weights["aggregator.V_x.weight"])
+
+
+def test_weights_are_kept_in_half_precision_and_are_the_ones_that_results_come_from(pair):
+    entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=pair.runs)
+    kept = load_file(entry.path / "weights.safetensors")
+    assert {str(value.dtype) for value in kept.values() if value.ndim > 1} == {"torch.float16"}
+    for name, value in pair.cheap.network.state_dict().items():
+        assert torch.equal(value, kept[name].to(value.dtype)), name
+
+
+def test_a_shipped_network_is_used_as_it_is_and_a_damaged_one_refused(pair, tmp_path, monkeypatch):
+    made = training.backbone_entry(SMOKE, "r2d_26", 8, runs=pair.runs)
+    content = (made.path / "weights.safetensors").read_bytes()
+    about = {"sha256": hashlib.sha256(content).hexdigest(), "measures": made.record["measures"], "profile": "smoke"}
+    monkeypatch.setattr(store, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(store.read_manifest, "__defaults__", (tmp_path / "weights",))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "manifest.json").write_text(json.dumps({made.path.name: about}))
+    shipped = tmp_path / "weights" / f"{made.path.name}.safetensors"
+    shipped.write_bytes(content[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"manifest says.*make retrain"):
+        training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path / "runs")
+    shipped.write_bytes(content)
+    used = training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path / "runs")
+    assert used.weights_sha256 == pair.cheap.weights_sha256 and used.seconds == pair.cheap.seconds
+    assert not (tmp_path / "runs" / "videos").exists()  # nothing was trained
+    changed = with_training(SMOKE, seed=1)
+    (tmp_path / "runs" / "videos").symlink_to(pair.runs / "videos")
+    assert training.train_backbone(changed, "r2d_26", 8, runs=tmp_path / "runs").weights_sha256 != used.weights_sha256
 
 
 def test_accuracy_counts_the_videos_whose_class_is_among_the_highest_scores():

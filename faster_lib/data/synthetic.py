@@ -9,7 +9,8 @@ A video's class is a pair (motion, context). The evidence for either is spread o
 - *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
 
 Neighbouring clips are redundant: shots last for dozens of frames. Videos differ in how hard they are: each draws the
-strength of its tint and the share of its frames with action. Labels are balanced, and nothing else tells them.
+strength of its tint and the share of its frames with action, and in a share of the videos both are cut to a part, so
+that some are hardly legible to anybody. Labels are balanced, and nothing else tells them.
 """
 
 import csv
@@ -28,7 +29,7 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import Scene
 from faster_lib.store import Entry, write_whole
 
-RECIPE = 3  # raised whenever the same scene would give other pixels
+RECIPE = 4  # raised whenever the same scene would give other pixels
 
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 # The four opponent colours: equally strong, a quarter turn apart, and none brighter than another.
@@ -48,17 +49,16 @@ def generate(scene: Scene, split: str, *, workers: int, runs: Path = RUNS) -> Pa
     depends = {"recipe": RECIPE, "scene": scene.model_dump(mode="json", exclude={"videos"}), "split": split}
     depends["videos"] = scene.videos[split]
     entry = Entry("videos", split, depends, runs)
-    if entry.is_complete:
-        return entry.path
-    with entry.making() as measures:
-        if not entry.is_complete:
-            rows = [(f"{split}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], split) for i in range(scene.videos[split])]
-            missing = [i for i, row in enumerate(rows) if not (entry.path / row[0]).is_file()]
-            _write_videos(missing, scene, split, entry.path, workers)
-            write_whole(entry.path / ANNOTATIONS, _as_csv([("path", "label", "split"), *rows]))
-            measures["videos"] = len(rows)
-            measures["bytes"] = sum((entry.path / row[0]).stat().st_size for row in rows)
+    entry.complete(lambda: _write_split(scene, split, entry.path, workers))
     return entry.path
+
+
+def _write_split(scene: Scene, split: str, folder: Path, workers: int) -> dict[str, int]:
+    rows = [(f"{split}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], split) for i in range(scene.videos[split])]
+    missing = [i for i, row in enumerate(rows) if not (folder / row[0]).is_file()]
+    _write_videos(missing, scene, split, folder, workers)
+    write_whole(folder / ANNOTATIONS, _as_csv([("path", "label", "split"), *rows]))
+    return {"videos": len(rows), "bytes": sum((folder / row[0]).stat().st_size for row in rows)}
 
 
 def _write_videos(numbers: list[int], scene: Scene, split: str, folder: Path, workers: int) -> None:
@@ -98,7 +98,9 @@ def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np
     motion, context = list(itertools.product(MOTIONS, CONTEXTS))[class_index]
     video = np.empty((scene.frames, scene.size_px, scene.size_px, 3), dtype=np.float32)
     does_flicker = rng.random() < scene.flicker_share
-    context_contrast, action_share = rng.uniform(*scene.context_contrast), rng.uniform(*scene.action_share)
+    legibility = rng.uniform(*scene.hard_legibility) if rng.random() < scene.hard_share else 1.0
+    context_contrast = legibility * rng.uniform(*scene.context_contrast)
+    action_share = legibility * rng.uniform(*scene.action_share)
     for shot in cut_into_shots(scene, rng):
         frames = video[shot.first : shot.last]
         frames[:] = _background(len(frames), scene, rng)[..., None]

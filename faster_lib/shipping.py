@@ -1,0 +1,125 @@
+"""The trained networks that come with the repository: made by their manifest's commands, compared, and replaced."""
+
+import argparse
+import hashlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from faster_lib.data.sampling import num_clips_covering
+from faster_lib.evaluation import measure_all
+from faster_lib.faster import Schedule
+from faster_lib.features import FeaturePair
+from faster_lib.paths import ROOT, RUNS, WEIGHTS
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.store import read_manifest, write_whole
+from faster_lib.training import backbone_entry, train_backbone
+
+log = logging.getLogger(__name__)
+
+
+def pairs_of(profile: Profile, lengths: Sequence[int]) -> list[tuple[str, str, int]]:
+    """List the pairs (expensive, cheap, L) that the notebooks use: R3D-50 at the longest L, the profile's at each.
+
+    Source: FASTER (AAAI 2020), Tables 2 and 6.
+    """
+    expensive, cheap = profile.networks.expensive, profile.networks.cheap
+    return [("r3d_50", cheap, max(lengths)), *((expensive, cheap, L) for L in lengths)]
+
+
+def training_command(profile: str, network: str, clip_frames: int, folder: str) -> str:
+    """Give the command that trains one network from nothing in a folder of its own, shipped ones left aside."""
+    options = f"--profile {profile} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
+    return f"python -m faster_lib.training {options}"
+
+
+def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, weights: Path = WEIGHTS) -> None:
+    """Train all networks of a profile by their commands, `jobs` at a time, and ship them in place of those before.
+
+    The log says of each whether it is bit-identical to the one shipped before, or how far it is from it.
+
+    Raises: subprocess.CalledProcessError if a training fails; what has been trained stays, and the next run goes on.
+    """
+    pairs = pairs_of(profile, lengths)
+    networks = list(dict.fromkeys((pair[place], pair[2]) for place in (0, 1) for pair in pairs))  # the slow ones first
+    folder = runs.relative_to(ROOT).as_posix() if runs.is_relative_to(ROOT) else str(runs)
+    commands = {(name, L): training_command(profile.name, name, L, folder) for name, L in networks}
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(_run, commands.values()))
+    accuracies = _measure(profile, pairs, runs)
+    weights.mkdir(parents=True, exist_ok=True)
+    before = read_manifest(weights)
+    manifest = {key: about for key, about in before.items() if about["profile"] != profile.name}
+    for (name, L), command in commands.items():
+        entry = backbone_entry(profile, name, L, runs=runs)
+        content = (entry.path / "weights.safetensors").read_bytes()
+        log.info("%s: %s", entry.label, compare_weights(content, weights / f"{entry.path.name}.safetensors"))
+        write_whole(weights / f"{entry.path.name}.safetensors", content)
+        manifest[entry.path.name] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "command": command,
+            "profile": profile.name,
+            "accuracy": accuracies[name, L],
+            **{key: entry.record[key] for key in ("measures", "device", "versions", "commit", "finished")},
+        }
+    write_whole(weights / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    for path in weights.glob("*.safetensors"):
+        if path.stem not in manifest:
+            path.unlink()
+
+
+def compare_weights(content: bytes, shipped: Path) -> str:
+    """Say how new weights differ from a shipped file."""
+    if not shipped.is_file():
+        return "new, nothing was shipped for this profile and recipe"
+    if shipped.read_bytes() == content:
+        return "bit-identical to the shipped one"
+    new, old = load(content), load(shipped.read_bytes())
+    far = max((new[key].float() - old[key].float()).abs().max().item() for key in old)
+    return f"differs from the shipped one, by at most {far:.3g} in a weight"
+
+
+def _run(command: str) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "python", command
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+
+
+def _measure(
+    profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Average all clips' scores of each network over the test videos."""
+    found = {}
+    for expensive, cheap, L in pairs:
+        networks = [train_backbone(profile, name, L, runs=runs) for name in (expensive, cheap)]
+        num_clips = num_clips_covering(profile.data.video_frames, L)
+        cells = {name: ("avg_pool", Schedule(letter * num_clips)) for name, letter in ((expensive, "E"), (cheap, "C"))}
+        results = measure_all(FeaturePair(profile, *networks, runs=runs), cells.values(), seeds=[0], split="test")
+        for name, cell in cells.items():
+            found[name, L] = {"split": "test", "clips": num_clips, "video@1 of averaging": results[cell][0]["video@1"]}
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a profile's networks from nothing and ship them: `params/weights/`, with their manifest."""
+    parser = argparse.ArgumentParser(prog="python -m faster_lib.shipping", description=main.__doc__)
+    parser.add_argument("--profile", default="tiny", help="a file in params/")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32], help="frames per clip")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(given.jobs)
+    retrain(load_profile(given.profile), given.lengths, runs=RUNS / "retrain", jobs=given.jobs)
+
+
+if __name__ == "__main__":
+    main()

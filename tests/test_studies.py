@@ -1,0 +1,78 @@
+"""Tests of what each experiment compares: its counted rows against the page, its cells, its claims."""
+
+import pytest
+
+from faster_lib import paper, studies
+from faster_lib.faster import Schedule
+from faster_lib.profiles import load_profile
+from faster_lib.report import check_ratios
+
+TINY = load_profile("tiny")
+
+
+def differing(rows) -> dict[str, tuple[float, float]]:
+    return {row.name: (row.reported.value, row.rounded) for row in rows if row.reported.value != row.rounded}
+
+
+@pytest.mark.parametrize(("clip_frames", "expected"), [(8, {}), (16, {"All E": (980.2, 980.8)}), (32, {})])
+def test_table_4_is_counted_to_the_digit_but_for_one_cell(clip_frames, expected):
+    schedules = check_ratios([], clip_frames, TINY)
+    rows = studies.count_ratios(schedules, clip_frames)
+    assert differing(rows) == expected
+    assert len(rows) == len(paper.TABLE_4_RATIOS[clip_frames])
+    unprinted = studies.count_ratios({0: Schedule("EE")}, clip_frames)
+    assert unprinted[0].reported is None and unprinted[0].rounded is None
+
+
+def test_table_6_is_counted_to_the_digit_but_for_two_last_digits():
+    rows = studies.count_generalization(check_ratios([0, 1, 3], 32, TINY), 32)
+    assert differing(rows) == {"R3D-50, 1:1 (FAST-GRU)": (542.1, 542.2), "R3D-50, 1:3 (FAST-GRU)": (331.9, 331.8)}
+    assert [row.reported.value for row in rows if "All E" in row.name] == [959.3, 942.7]
+
+
+def test_every_cell_that_a_study_finds_contradicted_is_explained():
+    found = {(4, "All E", "L=16 gmacs")} | {(6, f"{x} (FAST-GRU)", "R3D-50 gmacs") for x in ("1:1", "1:3")}
+    assert found <= set(paper.DISCREPANCIES)
+    for table, row, column in paper.DISCREPANCIES:
+        assert paper.reported(table, row, column).value is not None
+
+
+def test_an_aggregators_cost_is_its_matrices_times_the_positions():
+    counted = {(row.quantity, row.name): row.counted for row in studies.count_aggregators()}
+    square = 2048 * 2048
+    assert counted["GFLOPs, one step", "Concat"] == round(49 * 2 * square / 1e9, 4)
+    assert counted["GFLOPs, one step", "LSTM"] == round(8 * square / 1e9, 4)
+    assert counted["GFLOPs, one step", "GRU"] == round(6 * square / 1e9, 4)
+    assert counted["GFLOPs, one step", "FAST-GRU"] == 0.7193
+    assert counted["parameters (M)", "GRU"] == round((6 * square + 3 * 2048) / 1e6, 2)
+
+
+def test_the_printed_accuracies_of_figure_3_stand_where_the_paper_has_them():
+    assert studies._figure_3("FAST-GRU", 8).value == 67.2
+    assert studies._figure_3("average, all expensive", 32).value == 70.1
+    assert studies._figure_3("average, all expensive", 4).value == 67.1
+    assert studies._figure_3("average, all cheap", 32).value == 63.3
+    assert studies._figure_3("average, all cheap", 4) is None
+    costs = {row.name: row.counted for row in studies.count_growth([4, 32])}
+    assert costs["average, all expensive, N = 4"] == 119.92 and costs["FAST-GRU, N = 32"] == 150.46
+
+
+def results(mark: str) -> list[dict]:
+    return [{"correct": mark, "video@1": 100 * mark.count("1") / len(mark), "videos": len(mark)}]
+
+
+def test_claims_compare_the_cells_that_they_name():
+    good, bad = results("1" * 80 + "0" * 20), results("1" * 20 + "0" * 80)
+    clips = [2, 16, 32]
+    measured = {(name, Schedule.first_expensive(n)): bad for name in studies.NAMES for n in clips}
+    measured |= {("fast_gru", Schedule.first_expensive(n)): good for n in (16, 32)}  # N = 2 must not count
+    verdicts = {
+        claim.statement: (claim.difference, claim.verdict) for claim in studies.judge_aggregators(clips, measured)
+    }
+    assert len(verdicts) == 4 and set(verdicts.values()) == {(60.0, "holds")}
+    schedules = {x: Schedule.ratio(16, x) for x in (0, 1)}
+    measured = {("fast_gru", schedules[0]): bad, ("avg_pool", schedules[0]): good}
+    measured |= {("fast_gru", schedules[1]): good, ("avg_pool", schedules[1]): bad}
+    mix, match, all_e = studies.judge_ratios(schedules, measured, 16)
+    assert (mix.difference, match.difference, all_e.difference) == (60, 0, -60)
+    assert (mix.verdict, match.verdict, all_e.verdict) == ("holds", "holds", "does not hold")
