@@ -27,7 +27,7 @@ LAYERS = (
     ("paths", "paper", "profiles", "store"),
     ("data.*", "backbones", "aggregators"),
     ("faster", "flops"),
-    ("features", "training", "evaluation", "runtime", "report", "figures", "studies", "shipping", "site"),
+    ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
 )
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
@@ -41,7 +41,7 @@ DOORS = {
     "pydantic": {"profiles"},
     "matplotlib": {"figures", "report"},
     "seaborn": {"figures", "report"},
-    "pandas": {"report", "site"},
+    "pandas": {"report", "site", "studies.ratios"},
     "nbconvert": {"site"},
     "nbformat": {"site"},
     "jinja2": {"site"},
@@ -98,10 +98,16 @@ def test_an_outside_package_enters_through_its_own_door(module):
             assert module.removeprefix("faster_lib.") in allowed, f"{name} may enter only through {allowed}"
 
 
+# What puts experiments side by side with the paper and shows them, as against what the experiments run on.
+TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping")
+
+
 def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
-    assert max(lines.values()) <= 320, max(lines, key=lines.get)
-    assert sum(lines.values()) <= 2600
+    assert max(lines.values()) <= 340, max(lines, key=lines.get)
+    telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
+    assert sum(lines[path] for path in set(lines) - telling) <= 2500
+    assert sum(lines[path] for path in telling) <= 2200
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 
 from faster_lib import paper, report
 from faster_lib.figures import Panel, Series, draw_panels
+from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.report import Claim, Row, claims_as_markdown, compare, judge, save_claims
 
@@ -168,3 +169,9 @@ def test_wrong_seeds_are_refused_with_the_value(seeds):
 def test_wrong_numbers_of_clips_are_refused_with_the_value(clips, quoted):
     with pytest.raises(ValueError, match=quoted):
         report.check_clip_counts(clips, 8, TINY)
+
+
+def test_the_readme_holds_the_claims_as_the_notebooks_found_them():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    held = page.split("claims_as_markdown() -->\n")[1].split("<!-- end of claims -->")[0]
+    assert held == claims_as_markdown(folder=ROOT / "figures"), "paste it again, see CONTRIBUTING"

@@ -1,0 +1,53 @@
+"""What each experiment of the paper compares: its cells, the rows of its table, its figure, the claims it tests."""
+
+from faster_lib.studies.aggregation import (
+    NAMES,
+    aggregator_rows,
+    count_aggregators,
+    draw_aggregators,
+    judge_aggregators,
+)
+from faster_lib.studies.generalization import (
+    cells_of_generalization,
+    count_generalization,
+    draw_generalization,
+    generalization_rows,
+    judge_generalization,
+)
+from faster_lib.studies.growth import cells_of_growth, count_growth, draw_growth, growth_rows, judge_growth
+from faster_lib.studies.points import seconds_of, video1, video_mflops
+from faster_lib.studies.ratios import (
+    cells_of_ratios,
+    count_ratios,
+    draw_ratios,
+    join_ratio_studies,
+    judge_ratios,
+    ratio_rows,
+)
+
+__all__ = [
+    "NAMES",
+    "aggregator_rows",
+    "cells_of_generalization",
+    "cells_of_growth",
+    "cells_of_ratios",
+    "count_aggregators",
+    "count_generalization",
+    "count_growth",
+    "count_ratios",
+    "draw_aggregators",
+    "draw_generalization",
+    "draw_growth",
+    "draw_ratios",
+    "generalization_rows",
+    "growth_rows",
+    "join_ratio_studies",
+    "judge_aggregators",
+    "judge_generalization",
+    "judge_growth",
+    "judge_ratios",
+    "ratio_rows",
+    "seconds_of",
+    "video1",
+    "video_mflops",
+]
