@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CLIP_FRAMES_MULTIPLE = 8  # Source: Table 1, every network turns L frames into a feature map of L/8
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
@@ -213,6 +214,19 @@ def _layer(name: str, calls: list[_Call]) -> Layer:
     strides = "; ".join(call.stride for call in main if call.stride)
     beside = "; ".join(f"{call}, stride {','.join(map(str, call.module.stride))}" for call in shortcuts)
     return Layer(name, kernels, strides, beside, "×".join(map(str, main[-1].size[2:])))
+
+
+def fold_batch_norm(network: Backbone) -> Backbone:
+    """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
+
+    The copy computes the same to rounding and has no batch norm to train.
+    """
+    folded = copy.deepcopy(network).eval()
+    for part in folded.modules():
+        if isinstance(part, nn.Sequential) and len(part) == 2 and isinstance(part[1], nn.BatchNorm3d):
+            part[0] = fuse_conv_bn_eval(part[0], part[1])
+            part[1] = nn.Identity()
+    return folded
 
 
 def factorised_width(width: int) -> int:

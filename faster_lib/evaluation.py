@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.features import FeaturePair, one_thread
 from faster_lib.store import Entry, write_whole
 from faster_lib.training import build_faster, train_aggregator
 
@@ -107,12 +107,8 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         write_whole(entry.path / "weights.safetensors", save(learned))
         return {"train_loss": loss, **evaluate(model, pair, split)}
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         entry.complete(make)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -1,17 +1,17 @@
 """The feature maps of frozen networks for all clips of a split, kept for stage 2 and for the test."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from faster_lib.backbones import Backbone
+from faster_lib.backbones import Backbone, fold_batch_norm
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
@@ -142,16 +142,39 @@ def _views(profile: Profile, split: str) -> int:
 
 
 def _extract(network: Backbone, clips: VideoClips, profile: Profile, entry: Entry) -> int:
+    """Compute the missing shards side by side, each with one thread, so that their number changes no result."""
     size = profile.loading.shard_videos
-    paths = [entry.path / f"shard_{number:05d}.safetensors" for number in range(-(-len(clips) // size))]
-    missing = [number for number, path in enumerate(paths) if not path.is_file()]
-    network = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
-    for number in tqdm(missing, desc=f"extract {entry.label}", unit="shard"):
-        part = Subset(clips, range(number * size, min((number + 1) * size, len(clips))))
-        loader = DataLoader(part, batch_size=None, num_workers=profile.loading.workers)
-        features, targets = zip(*((compute_features(network, views), target) for views, target in loader), strict=True)
-        write_whole(paths[number], save({"features": torch.stack(features), "targets": torch.tensor(targets)}))
-    return len(paths)
+    parts = {
+        entry.path / f"shard_{number:05d}.safetensors": range(number * size, min((number + 1) * size, len(clips)))
+        for number in range(-(-len(clips) // size))
+    }
+    missing = {path: videos for path, videos in parts.items() if not path.is_file()}
+    network = fold_batch_norm(network).to(memory_format=torch.channels_last_3d)
+    jobs = (delayed(_write_shard)(network, clips, videos, path) for path, videos in missing.items())
+    done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
+    for _ in tqdm(done, desc=f"extract {entry.label}", unit="shard", total=len(missing)):
+        pass
+    return len(parts)
+
+
+def _write_shard(network: Backbone, clips: VideoClips, videos: range, path: Path) -> None:
+    with one_thread():
+        features, targets = zip(
+            *((compute_features(network, views), target) for views, target in map(clips.__getitem__, videos)),
+            strict=True,
+        )
+        write_whole(path, save({"features": torch.stack(features), "targets": torch.tensor(targets)}))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch use one thread, as each of several processes should; afterwards as many as before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
