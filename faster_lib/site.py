@@ -37,10 +37,11 @@ A reproducibility kit, in notebooks, for *FASTER Recurrent Networks for Efficien
 Classification* (AAAI 2020), whose authors published no code. Numbers are *reported* by the paper, *counted* exactly, or
 *measured* here on small networks and generated videos; measured ones say nothing about Kinetics.
 
+A count is exact if it equals the printed number once rounded as the paper rounds. Commands are run in the repository's
+folder, with `.venv/bin` on the path.
+
 [README](README.html) · [Where the paper's numbers disagree, and what it leaves open](discrepancies.html)
 """
-HINT = """A count is exact if it equals the printed number when rounded as the paper rounds.
-Commands are run in the repository's folder, with `.venv/bin` on the path."""
 # JupyterLab's look without its scripts, fit for a phone: what is wider than the screen scrolls in a box of its own.
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
@@ -54,7 +55,7 @@ nav { padding: 8px 5px 0; font: 14px var(--jp-content-font-family); }
 .jp-RenderedHTMLCommon table { display: block; width: max-content; max-width: 100%; margin-left: 0; overflow-x: auto; }
 .dataframe th { white-space: nowrap; }
 .dataframe td:last-child { min-width: 11em; }
-.dataframe tbody th, .dataframe th:first-child, .dataframe td:last-child, .dataframe th:last-child { text-align: left; }
+.jp-RenderedHTMLCommon .dataframe :is(tbody th, th:first-child, td:last-child, th:last-child) { text-align: left; }
 .jp-RenderedHTMLCommon img { max-width: 100%; height: auto; }
 .jp-RenderedHTMLCommon pre, .jp-OutputArea-output pre, .highlight pre { overflow-x: auto; }
 .jp-MarkdownOutput .highlight pre { padding: 8px; background: var(--jp-layout-color2); }
@@ -75,7 +76,7 @@ def build(out: Path, *, root: Path = ROOT, figures: Path = FIGURES) -> Path:
         shutil.copyfile(path, out / "figures" / path.name)
     sections = {number: _section(number, root, figures) for number in ARTEFACTS}
     overview = [f"| [{title}](#{number}) | {sections[number][1]} |" for number, title in ARTEFACTS.items()]
-    overview = "\n".join(["| of the paper | cells |", "| --- | --- |", *overview, "", HINT])
+    overview = "\n".join(["| of the paper | cells |", "| --- | --- |", *overview])
     claims = claims_as_markdown(folder=figures) if any(figures.glob("*_claims.csv")) else "Not run yet."
     claims = f"## What the paper says, and what came out\n\n{claims}"
     cells = [ABOUT, overview, *(text for text, _ in sections.values()), claims]
@@ -125,9 +126,10 @@ def _compact(frame: pd.DataFrame) -> list[str]:
     if not {"reported", "counted", "measured", "±", "difference", "status"} <= set(frame.columns):
         return [frame.to_html(**form)]  # a table of its own form
     kept = frame[frame["reported"].notna()] if frame["reported"].notna().any() else frame
-    spread = kept["±"].map(" ± {:.2g}".format, na_action="ignore").fillna("")
-    kept = kept.assign(measured=kept["measured"].map("{:.1f}".format, na_action="ignore") + spread)
-    kept = kept.assign(status=kept["status"].str.split(":").str[0]).drop(columns=["±", "seeds"], errors="ignore")
+    pairs = zip(kept["measured"], kept["±"], strict=True)  # a missing number is not equal to itself
+    measured = [f"{m:.1f}{f' ± {s:.2g}' if s == s else ''}" if m == m else None for m, s in pairs]
+    kept = kept.assign(measured=measured, status=kept["status"].str.split(":").str[0])
+    kept = kept[["reported", "counted", "measured", "difference", "status"]]
     blocks = [(name, block.droplevel(0).dropna(axis=1, how="all")) for name, block in kept.groupby(level=0, sort=False)]
     return [block.rename_axis(None).rename_axis(columns=name).to_html(**form) for name, block in blocks]
 

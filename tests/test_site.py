@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
@@ -52,6 +53,9 @@ def write_table(figures: Path) -> None:
     about = {"profile": "tiny", "seeds": [0, 1], "seconds": 60}
     report.save("04_ratio_study_tiny_L16", figure, table, **about, folder=figures)
     plt.close(figure)
+    frame = pd.DataFrame({"network": ["R2D-26"], "layer": ["res2"], "kernels": ["1×1×1 <64>"]})
+    own_form = report.Table(frame.set_index(["network", "layer"]), caption="Table 1", command="papermill")
+    report.save("01_backbones_tiny_table_1", None, own_form, **about, folder=figures)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,7 @@ def test_the_front_page_shows_reported_beside_ours_and_counts_the_cells(small):
     assert "MFLOPs, small" not in text  # the paper has no such number: left to the notebook
     assert "papermill notebooks/04_ratio_study.ipynb out.ipynb -p L 16" in text
     assert "1:1 loses nothing (Table 4) 04 -0.4 ± 0.9 (margin 1) undecided within the spread" in text
+    assert "kernels network layer R2D-26 res2 1×1×1 <64> All cells as CSV" in text  # a table of its own form
     assert ("img", "figures/04_ratio_study_tiny_L16.png") in Links(small / "index.html").found
 
 
