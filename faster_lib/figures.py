@@ -33,6 +33,7 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
 _EDGES = {"E": STYLES["average, all expensive"][1], "C": STYLES["average, all cheap"][1]}
 # Parts of a bar. Expensive and cheap look as in all other figures.
 _SHADES = (_COLOURS[7], _COLOURS[3], _COLOURS[2], _COLOURS[0])
+_BELOW = {"ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}  # where a legend leaves all points free
 _OTHERS = (("o", _COLOURS[7], ""), ("*", _COLOURS[8], ""), ("d", _COLOURS[6], ""))
 
 
@@ -68,6 +69,8 @@ class Panel:
         title: says whether the points are reported, counted or measured.
         ticks: on the x axis, where it is a count such as N.
         line: slope and intercept of a fitted line, drawn over the points' range.
+        margin: room around the points for their labels, as a share of their range.
+        is_legend_below: whether the legend stands under the axes, where points leave it no room.
     """
 
     title: str
@@ -77,6 +80,8 @@ class Panel:
     is_log: bool = True
     ticks: Sequence[float] = ()
     line: tuple[float, float] | None = field(default=None)
+    margin: float = 0.13
+    is_legend_below: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,13 +176,11 @@ def _draw(panel: Panel, ax: Axes) -> None:
             markersize=13 if series.is_hollow else 12 if marker == "*" else 7,
             markerfacecolor="none" if series.is_hollow else colour,
         )
-        for label, x, y in zip(series.labels, series.x, series.y, strict=False):
-            ax.annotate(label, (x, y), textcoords="offset points", xytext=series.label_offset, fontsize=9)
     if panel.line is not None:
         ends = np.array([0, max(max(series.x) for series in panel.series)])
         ax.plot(ends, panel.line[0] * ends + panel.line[1], color="0.5", linestyle="--", zorder=0, label="fitted line")
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
-    ax.margins(0.13)
+    ax.margins(panel.margin)
     if not any(len(series.x) for series in panel.series):
         ax.text(0.5, 0.5, "the paper has no such cells", transform=ax.transAxes, ha="center")
         ax.set(xticks=[], yticks=[])
@@ -185,8 +188,12 @@ def _draw(panel: Panel, ax: Axes) -> None:
     if panel.is_log:
         ax.set_xscale("log")
         _label_log_axis(ax, panel)
+    elif panel.ticks:
+        ax.set_xticks(panel.ticks)
+    for series in panel.series:
+        _write_labels(ax, series)
     if len(panel.series) > 1 or panel.line is not None:
-        ax.legend(fontsize=9)
+        ax.legend(fontsize=9, **(_BELOW if panel.is_legend_below else {}))
 
 
 def _draw_shares(panel: Shares, ax: Axes) -> None:
@@ -202,7 +209,21 @@ def _draw_shares(panel: Shares, ax: Axes) -> None:
     ax.set(title=panel.title, xlabel="share (%)", xlim=(0, 100))
     ax.invert_yaxis()
     ax.grid(visible=False)
-    ax.legend(fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    ax.legend(fontsize=9, **_BELOW)
+
+
+def _write_labels(ax: Axes, series: Series) -> None:
+    """Write each label beside its point, lifted where it would lie on that of a point close below."""
+    if not series.labels:
+        return
+    to_points = ax.transData.transform(np.column_stack([series.x, series.y])) * 72 / ax.figure.dpi
+    written: list[tuple[float, float]] = []
+    for i in np.argsort(to_points[: len(series.labels), 1], kind="stable"):
+        x, y = to_points[i]
+        lift = max([0.0, *(below + 12 - y for beside, below in written if abs(beside - x) < 30)])
+        written.append((x, y + lift))
+        offset = (series.label_offset[0], series.label_offset[1] + lift)
+        ax.annotate(series.labels[i], (series.x[i], series.y[i]), textcoords="offset points", xytext=offset, fontsize=9)
 
 
 def _label_log_axis(ax: Axes, panel: Panel) -> None:

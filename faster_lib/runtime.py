@@ -10,7 +10,6 @@ from statistics import mean
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from faster_lib import paper
@@ -22,7 +21,7 @@ from faster_lib.data.sources import load_videos
 from faster_lib.data.synthetic import generate
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule, StreamState
-from faster_lib.figures import Panel, Series, Shares, draw_panels
+from faster_lib.figures import Figure, Panel, Series, Shares, draw_panels
 from faster_lib.flops import video_gmacs
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
@@ -32,9 +31,10 @@ from faster_lib.training import seeded
 
 PARTS = ("decoding", "expensive network", "cheap network", "aggregation")
 TABLE_5 = {"All C": "All C (Avg pool)", "All E": "All E (Avg pool)", "1:1": "FASTER32"}
+_LOOKS = {"All C": "average, all cheap", "All E": "average, all expensive"}  # of the figure; all others are FAST-GRU
 _STORED = 294 / 224  # side of a generated video, per pixel of the crop: 294 x 294 has as many pixels as 340 x 256
 _SCALED = 256 / 224  # short side to which it is scaled, per pixel of the crop. Source: Wang et al. 2018
-Seconds = Mapping[str, float]  # of one video: its PARTS, and "in all"
+Seconds = Mapping[str, float]  # of a video: its PARTS; "networks", all but decoding by another clock; "in all"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Setup:
 
     def __post_init__(self) -> None:
         check_clip_frames(self.clip_frames)
-        num_clips_covering(self.profile.data.video_frames, self.clip_frames)
         for name, value, least in (("num_videos", self.num_videos, 1), ("size_px", self.size_px, 32)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
@@ -125,10 +124,6 @@ class TimedFaster(Faster):
         with self._watch("aggregation"):
             return super()._advance(feature, state)
 
-    def _classify(self, state: StreamState) -> torch.Tensor:
-        with self._watch("aggregation"):
-            return super()._classify(state)
-
     @contextlib.contextmanager
     def _watch(self, part: str) -> Iterator[None]:
         start = _now()
@@ -140,11 +135,11 @@ def count(setup: Setup) -> dict[str, float]:
     """Count each pattern, in 1e9 multiply-accumulates a video; averaging pays no aggregator."""
     names = setup.profile.networks
     networks = {"expensive": names.expensive, "cheap": names.cheap} if setup.width == 1.0 else setup.networks()
-    size = {"L": setup.clip_frames, "size_px": setup.size_px}
+    form = {"L": setup.clip_frames, "size_px": setup.size_px}
     costs = {}
     for pattern, (name, schedule) in setup.patterns().items():
         aggregator = build_aggregator(name, round(2048 * setup.width))
-        costs[pattern] = video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **size)
+        costs[pattern] = video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **form)
     return costs
 
 
@@ -152,12 +147,12 @@ def count(setup: Setup) -> dict[str, float]:
 def measure(setup: Setup, *, runs: Path = RUNS) -> dict[str, list[Seconds]]:
     """Time every pattern on the same videos, one video after the other, on a GPU where there is one.
 
-    Decoding is all from the file to normalised clips on the device. Before the clock runs, both networks and FAST-GRU
-    see one blank clip each.
+    Decoding is all from the file to normalised clips on the device. Before the clock runs, one video is decoded,
+    and both networks and FAST-GRU see a blank clip.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clips, networks = setup.clips(runs), setup.networks()
-    blank = torch.zeros(1, 2, 3, setup.clip_frames, setup.size_px, setup.size_px, device=device)
+    blank = torch.zeros_like(normalise(clips[0][0].to(device)))[:, :1].repeat_interleave(2, dim=1)
     _assemble(networks, "fast_gru", Schedule("EC"), device)(blank)
     jobs = [(pattern, video) for pattern in setup.patterns() for video in range(setup.num_videos)]
     measured: dict[str, list[Seconds]] = {pattern: [] for pattern in setup.patterns()}
@@ -167,14 +162,15 @@ def measure(setup: Setup, *, runs: Path = RUNS) -> dict[str, list[Seconds]]:
         view = normalise(clips[video][0].to(device))  # (1, N, 3, L, crop, crop)
         decoded = _now()
         model(view)
-        measured[pattern].append({"decoding": decoded - start, **model.seconds, "in all": _now() - start})
+        end = _now()
+        spans = {"decoding": decoded - start, "networks": end - decoded, "in all": end - start}
+        measured[pattern].append({**spans, **model.seconds})
     return measured
 
 
 def _assemble(networks: Mapping[str, Backbone], name: str, schedule: Schedule, device: torch.device) -> TimedFaster:
-    expensive, cheap = networks["expensive"], networks["cheap"]
-    aggregator = seeded(0, build_aggregator, name, expensive.channels)
-    model = TimedFaster(expensive, cheap, aggregator, schedule, expensive.classifier.out_features)
+    aggregator = seeded(0, build_aggregator, name, networks["expensive"].channels)
+    model = TimedFaster(networks["expensive"], networks["cheap"], aggregator, schedule, 400)
     return model.eval().to(device)
 
 
@@ -184,65 +180,73 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def mean_seconds(measured: Mapping[str, Sequence[Seconds]]) -> dict[str, dict[str, float]]:
-    """Average over videos: for each pattern its parts, "in all", and "networks", which is all but decoding."""
-    means = {name: {k: mean(video[k] for video in videos) for k in videos[0]} for name, videos in measured.items()}
-    return {name: {**seconds, "networks": seconds["in all"] - seconds["decoding"]} for name, seconds in means.items()}
+def mean_seconds(measured: Mapping[str, Sequence[Seconds]]) -> dict[str, Seconds]:
+    """Average each pattern's seconds over the videos."""
+    return {name: {k: mean(video[k] for video in videos) for k in videos[0]} for name, videos in measured.items()}
 
 
 def fit(costs: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Fit a straight line of seconds over costs by least squares: slope, intercept, R^2."""
+    """Fit a straight line of seconds over costs by least squares: slope, intercept, R²."""
     slope, intercept = np.polyfit(costs, seconds, 1)
     return float(slope), float(intercept), float(np.corrcoef(costs, seconds)[0, 1] ** 2)
 
 
-def rows(
-    setup: Setup, costs: Mapping[str, float], measured: Mapping[str, Sequence[Seconds]] | None = None
-) -> list[Row]:
-    """Give Table 5: costs, and once it is measured, seconds, both as shares of All E's, and the fitted line."""
-    printed = {name: {} for name in costs}
-    if setup.is_paper_size:
-        printed |= {name: {c: printed_cell(5, row, c) for c in ("gmacs", "seconds")} for name, row in TABLE_5.items()}
-    found = [
-        Row("GFLOPs", name, printed[name].get("gmacs"), round(cost, 2), _as_printed(setup, name, cost))
-        for name, cost in costs.items()
-    ]
-    found += [
-        Row("GFLOPs, % of All E", name, _share(printed, name, "gmacs"), round(100 * cost / costs["All E"], 1))
-        for name, cost in costs.items()
-    ]
-    if measured is None:
-        return found
-    note, means = f"measured: {setup}", mean_seconds(measured)
-    for name in TABLE_5 if setup.is_paper_size else ():
-        found.append(Row("seconds, 100 videos", name, printed[name]["seconds"], note="reported: TITAN X"))
+def cost_rows(setup: Setup, costs: Mapping[str, float]) -> list[Row]:
+    """Give Table 5's costs, in all and as shares of All E's; FASTER32 is rounded as in Table 4, averaging in all."""
+    totals, shares = [], []
+    for name, cost in costs.items():
+        cell = _printed(setup, name, "gmacs")
+        rounded = paper.printed_gmacs(cost, setup.num_clips) if name == "1:1" else round(cost, 1)
+        totals.append(Row("GFLOPs", name, cell, float(f"{cost:.5g}"), rounded if cell else None))
+        share = _percent(cost, costs["All E"])
+        shares.append(Row("GFLOPs, % of All E", name, _printed(setup, name, "gmacs", is_share=True), share))
+    return totals + shares
+
+
+def time_rows(setup: Setup, costs: Mapping[str, float], measured: Mapping[str, Sequence[Seconds]]) -> list[Row]:
+    """Give the paper's and the measured seconds, in all and as shares of All E's, then what they follow."""
+    means, found = mean_seconds(measured), []
+
+    def add(quantity: str, name: str, value: float, cell: paper.Reported | None = None) -> None:
+        found.append(Row(quantity, name, cell, measured=[value], note=f"measured: {setup}"))
+
+    cells = {name: cell for name in means if (cell := _printed(setup, name, "seconds"))}
+    for name, cell in cells.items():
+        found.append(Row("seconds, 100 videos", name, cell, note="reported: TITAN X"))
     for part in ("networks", "decoding"):
-        found += [Row(f"seconds a video, {part}", k, measured=[m[part]], note=note) for k, m in means.items()]
+        for name, seconds in means.items():
+            add(f"seconds a video, {part}", name, seconds[part])
     for part, quantity in (("networks", "seconds, % of All E"), ("in all", "seconds with decoding, % of All E")):
         for name, seconds in means.items():
-            share = [100 * seconds[part] / means["All E"][part]]
-            cell = _share(printed, name, "seconds") if part == "networks" else None
-            found.append(Row(quantity, name, cell, measured=share, note=note))
-    line = fit([costs[name] for name in means], [seconds["networks"] for seconds in means.values()])
-    names = ("slope (ms per GFLOP)", "intercept (s)", "R²")
-    values = (1000 * line[0], line[1], line[2])
-    return found + [Row("fitted line", k, measured=[v], note=note) for k, v in zip(names, values, strict=True)]
+            cell = _printed(setup, name, "seconds", is_share=True) if part == "networks" else None
+            add(quantity, name, _percent(seconds[part], means["All E"][part]), cell)
+    ours = {name: seconds["networks"] for name, seconds in means.items()}
+    if "1:1" in ours:  # has half of All C's clips and half of All E's, and FAST-GRU on top
+        theirs = {name: cell.value for name, cell in cells.items()} or ours
+        halves = [_percent(2 * s["1:1"], s["All C"] + s["All E"]) for s in (theirs, ours)]
+        cell = _derived(cells["1:1"], halves[0]) if cells else None
+        add("seconds, % of All C's and All E's mean", "1:1", halves[1], cell)
+    slope, intercept, r_squared = fit([costs[name] for name in ours], list(ours.values()))
+    line = {"slope (ms per GFLOP)": 1000 * slope, "intercept (s)": intercept, "R²": r_squared}
+    for name, value in line.items():
+        add("fitted line, networks", name, value)
+    return found
 
 
-def _as_printed(setup: Setup, name: str, cost: float) -> float | None:
-    """Round as Table 5 does: FASTER32 as in Table 4, the averaging rows once, in all."""
-    if not setup.is_paper_size or name not in TABLE_5:
+def _percent(part: float, whole: float) -> float:
+    return round(100 * part / whole, 1)
+
+
+def _printed(setup: Setup, name: str, column: str, *, is_share: bool = False) -> paper.Reported | None:
+    """Find Table 5's cell, if the setup is the table's; as a share, in percent of All E's."""
+    if name not in TABLE_5 or not setup.is_paper_size:
         return None
-    return paper.printed_gmacs(cost, setup.num_clips) if name == "1:1" else round(cost, 1)
+    cell, whole = (printed_cell(5, TABLE_5[k], column) for k in (name, "All E"))
+    return _derived(cell, _percent(cell.value, whole.value)) if is_share else cell
 
 
-def _share(printed: Mapping[str, Mapping[str, paper.Reported]], name: str, column: str) -> paper.Reported | None:
-    """Express a printed cell as a percentage of All E's."""
-    if not printed[name]:
-        return None
-    cell, whole = printed[name][column], printed["All E"][column]
-    share = round(100 * cell.value / whole.value, 1)
-    return dataclasses.replace(cell, value=share, unit="percent", column=f"{column}, % of All E", printed="")
+def _derived(cell: paper.Reported, percent: float) -> paper.Reported:
+    return dataclasses.replace(cell, value=percent, unit="percent", printed="")
 
 
 def judge(costs: Mapping[str, float], measured: Mapping[str, Sequence[Seconds]]) -> Claim:
@@ -250,50 +254,37 @@ def judge(costs: Mapping[str, float], measured: Mapping[str, Sequence[Seconds]])
 
     `difference` is minus the largest gap between the two, in percentage points; the networks' time counts.
     """
-    means = mean_seconds(measured)
-    shares = [
-        (m["networks"] / means["All E"]["networks"], costs[k] / costs["All E"])
-        for k, m in means.items()
-        if k in TABLE_5
-    ]
-    gap = max(abs(time - cost) for time, cost in shares)
+    seconds = {name: means["networks"] for name, means in mean_seconds(measured).items() if name in TABLE_5}
+    gap = max(abs(seconds[k] / seconds["All E"] - costs[k] / costs["All E"]) for k in seconds)
     return Claim("running time follows GFLOPs", "Table 5", -round(100 * gap, 1), 0.0, margin=15.0)
 
 
 def draw(setup: Setup, costs: Mapping[str, float], measured: Mapping[str, Sequence[Seconds]]) -> Figure:
     """Draw time against counted cost, ours and the paper's with a fitted line each, and where our time goes."""
     means = mean_seconds(measured)
-    cells = [(name, *(printed_cell(5, row, c).value for c in ("gmacs", "seconds"))) for name, row in TABLE_5.items()]
-    panels = [
-        _time_panel(
-            "measured",
-            "counted",
-            "seconds a video, without decoding",
-            [(k, costs[k], m["networks"]) for k, m in means.items()],
-        ),
-        _time_panel("reported, TITAN X", "as printed", "seconds for 100 videos", cells),
-    ]
+    ours = {name: (costs[name], seconds["networks"]) for name, seconds in means.items()}
+    printed = {name: [printed_cell(5, row, c).value for c in ("gmacs", "seconds")] for name, row in TABLE_5.items()}
     order = sorted(means, key=costs.get)
-    names = [f"{name}\n{means[name]['in all']:.3g} s" for name in order]
-    panels.append(Shares("measured: where the time goes", names, {p: [means[k][p] for k in order] for p in PARTS}))
+    bars = [f"{name}\n{means[name]['in all']:.3g} s" for name in order]
+    panels = [
+        _time_panel("measured", "counted", "seconds a video, without decoding", ours),
+        _time_panel("reported, TITAN X", "as printed", "seconds for 100 videos", printed),
+        Shares("measured: where the time goes", bars, {part: [means[k][part] for k in order] for part in PARTS}),
+    ]
     caption = (
         f"Left and right: measured at {setup}, random weights. Middle: Table 5.\nLines are least-squares fits. "
         "The two machines' seconds cannot be compared, the shapes can."
     )
-    return draw_panels(
-        panels,
-        title=f"Does time follow GFLOPs?  N = {setup.num_clips} clips of L = {setup.clip_frames}",
-        caption=caption,
-    )
+    title = f"Does time follow GFLOPs?  N = {setup.num_clips} clips of L = {setup.clip_frames}"
+    return draw_panels(panels, title=title, caption=caption)
 
 
-def _time_panel(kind: str, how: str, ylabel: str, points: Sequence[tuple[str, float, float]]) -> Panel:
-    slope, intercept, r_squared = fit([cost for _, cost, _ in points], [seconds for *_, seconds in points])
-    looks = {"All C": "average, all cheap", "All E": "average, all expensive"}
+def _time_panel(kind: str, how: str, ylabel: str, points: Mapping[str, Sequence[float]]) -> Panel:
+    slope, intercept, r_squared = fit(*zip(*points.values(), strict=True))
     series = []
     for look in ("average, all cheap", "FAST-GRU", "average, all expensive"):
-        kept = [point for point in points if looks.get(point[0], "FAST-GRU") == look]
-        names, x, y = zip(*kept, strict=True) if kept else ((), (), ())
-        series.append(Series(look, x, y, (), names, is_joined=False, label_offset=(7, -11)))
+        if names := [name for name in points if _LOOKS.get(name, "FAST-GRU") == look]:
+            x, y = zip(*(points[name] for name in names), strict=True)
+            series.append(Series(look, x, y, (), names, is_joined=False, label_offset=(7, -11)))
     title, xlabel = f"{kind}: R² = {r_squared:.3f}", f"GFLOPs per video, {how}"
-    return Panel(title, xlabel, ylabel, [s for s in series if s.x], is_log=False, line=(slope, intercept))
+    return Panel(title, xlabel, ylabel, series, is_log=False, line=(slope, intercept))
