@@ -7,6 +7,14 @@ from faster_lib.studies.aggregation import (
     draw_aggregators,
     judge_aggregators,
 )
+from faster_lib.studies.backbones import (
+    NETWORKS,
+    backbone_rows,
+    cells_of_backbones,
+    count_backbones,
+    draw_backbones,
+    judge_backbones,
+)
 from faster_lib.studies.generalization import (
     cells_of_generalization,
     count_generalization,
@@ -27,15 +35,20 @@ from faster_lib.studies.ratios import (
 
 __all__ = [
     "NAMES",
+    "NETWORKS",
     "aggregator_rows",
+    "backbone_rows",
+    "cells_of_backbones",
     "cells_of_generalization",
     "cells_of_growth",
     "cells_of_ratios",
     "count_aggregators",
+    "count_backbones",
     "count_generalization",
     "count_growth",
     "count_ratios",
     "draw_aggregators",
+    "draw_backbones",
     "draw_generalization",
     "draw_growth",
     "draw_ratios",
@@ -43,6 +56,7 @@ __all__ = [
     "growth_rows",
     "join_ratio_studies",
     "judge_aggregators",
+    "judge_backbones",
     "judge_generalization",
     "judge_growth",
     "judge_ratios",
