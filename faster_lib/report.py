@@ -34,8 +34,8 @@ class Row:
         reported: the paper's cell, where it has one.
         counted: exact, at the paper's size where `reported` is given.
         rounded: `counted` under the rule by which the paper rounds; this is compared with `reported`.
-        measured: one value for each seed, at the scale that `Comparison` names.
-        note: what the status says instead of what would follow from the numbers; there is no difference then.
+        measured: one value for each seed, at the scale of the profile that is compared.
+        note: what the status says instead of what follows from the numbers; a measured one then has no difference.
     """
 
     quantity: str
@@ -80,7 +80,7 @@ def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str
         cells[row.quantity, row.name] = {
             "reported": row.reported.value if row.reported else None,
             "counted": row.counted,
-            "measured": round(mean(measured), 4) if measured else None,
+            "measured": float(f"{mean(measured):.4g}") if measured else None,
             "±": round(stdev(measured), 2) if len(measured) > 1 else None,
             "seeds": len(measured) or "",
             "difference": _difference(row, profile),
@@ -132,14 +132,14 @@ def load(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, 
 
     Raises: FileNotFoundError if it has not been made yet.
     """
-    with (folder / f"{stem}.csv").open(encoding="utf-8") as file:
-        about = {}
+    path = folder / f"{stem}.csv"
+    about = {}
+    with path.open(encoding="utf-8") as file:
         while (line := file.readline()).startswith("# "):
             key, value = line[2:].split(": ", 1)
             about[key] = json.loads(value)
-        names = line.rstrip("\n").split(",")
-        frame = pd.read_csv(file, names=names)
-    return frame.set_index(names[:2]), about
+    frame = pd.read_csv(path, skiprows=len(about))
+    return frame.set_index(list(frame.columns[:2])), about
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) 
 
 
 def check_lengths(lengths: Sequence[int], profile: Profile) -> dict[int, int]:
-    """Give N for each clip length L of a list; ValueError unless each is there once and L x N is the profile's frames."""
+    """Give N for each clip length L of a list; ValueError unless L x N is the profile's frames, each L there once."""
     for clip_frames in _check_whole_numbers("lengths", lengths, least=1):
         check_clip_frames(clip_frames)
     return {clip_frames: num_clips_covering(profile.data.video_frames, clip_frames) for clip_frames in lengths}
@@ -312,11 +312,11 @@ def _check_whole_numbers(name: str, values: Sequence[int], *, least: int) -> lis
 
 
 def _difference(row: Row, profile: Profile) -> float | None:
-    if row.reported is None or row.reported.value is None or row.note:
+    if row.reported is None or row.reported.value is None:
         return None
     if row.rounded is not None:
         return round(row.rounded - row.reported.value, 4)
-    if row.measured and profile.is_paper_scale:
+    if row.measured and profile.is_paper_scale and not row.note:
         return round(mean(row.measured) - row.reported.value, 2)
     return None
 
