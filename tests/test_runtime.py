@@ -31,7 +31,8 @@ def paper_setup():
 def as_measured(networks):
     """Give measurements whose networks take these seconds."""
     return {
-        name: [{"decoding": 3.0, "networks": seconds, "in all": 3.0 + seconds}] for name, seconds in networks.items()
+        name: [{"decoding": 3.0, "networks": seconds, "in all": 3.0 + seconds, "at work": 2 * seconds}]
+        for name, seconds in networks.items()
     }
 
 
@@ -87,6 +88,7 @@ def test_seconds_here_are_never_subtracted_from_the_papers():
     assert table["difference"].isna().all()
     assert table.loc["seconds, % of All E", "measured"].tolist() == [15.0, 100.0, 60.0]
     assert table.loc["seconds, % of All E", "reported"].tolist() == [19.9, 100.0, 46.6]
+    assert table.loc["cores at work for the networks", "measured"].tolist() == [2.0] * 3
     halves = table.loc["seconds, % of All C's and All E's mean"].iloc[0]
     assert (halves["reported"], halves["measured"]) == (77.8, 104.3)
     assert table.loc["seconds a video, networks", "measured"].tolist() == [3.0, 20.0, 12.0]
