@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,8 @@ def save_claims(
 
 def claims_as_markdown(*, folder: Path = FIGURES) -> str:
     """Join what all notebooks found of the paper's statements into one Markdown table, as the README holds it."""
-    parts = [pd.read_csv(path).assign(notebook=path.stem[:2]) for path in sorted(folder.glob("*_claims.csv"))]
+    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    parts = [pd.read_csv(path).assign(notebook=path.stem[:2]) for path in paths]
     lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
     for claim in pd.concat(parts).itertuples():
         margin = f" (margin {_plain(claim.margin)})" if claim.margin else ""

@@ -66,7 +66,7 @@ def draw_generalization(
 ) -> Figure:
     """Draw accuracy against cost with either expensive network: the paper's Table 6 beside ours."""
     reported, ours = [], []
-    cells, names = cells_of_generalization(schedules), [_of_table_6(x) for x in schedules]
+    cells, names = cells_of_generalization(schedules), [ratio_name(x) for x in schedules]
     clip_frames = pairs[0].expensive.clip_frames
     for pair, results in zip(pairs, measured, strict=True):
         name = _EXPENSIVE[pair.expensive.name]
