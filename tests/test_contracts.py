@@ -107,7 +107,7 @@ def test_the_library_stays_thin():
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
     assert sum(lines[path] for path in set(lines) - telling) <= 2500
-    assert sum(lines[path] for path in telling) <= 2200
+    assert sum(lines[path] for path in telling) <= 2300
 
 
 @pytest.mark.parametrize("module", MODULES)
