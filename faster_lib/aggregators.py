@@ -77,8 +77,8 @@ class Concat(Aggregator):
 
     def __init__(self, channels: int):
         super().__init__(channels)
-        self.W = pointwise(channels, channels)
-        self.U = pointwise(channels, channels)
+        self.W = Pointwise(channels, channels)
+        self.U = Pointwise(channels, channels)
         self.bn = nn.BatchNorm3d(channels, eps=BN_EPS)
 
     def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -157,10 +157,10 @@ class FASTGRU(Aggregator):
                 f"{channels} channels cannot be reduced by {reduction!r}; it must be a whole number that divides them"
             )
         reduced = channels // reduction
-        self.U_rx, self.U_zx = pointwise(channels, reduced, bias=True), pointwise(channels, reduced, bias=True)
-        self.U_ro, self.U_zo = pointwise(channels, reduced), pointwise(channels, reduced)
-        self.W_r, self.W_z = pointwise(reduced, channels, bias=True), pointwise(reduced, channels, bias=True)
-        self.V_x, self.V_o = pointwise(channels, channels, bias=True), pointwise(channels, channels)
+        self.U_rx, self.U_zx = Pointwise(channels, reduced, bias=True), Pointwise(channels, reduced, bias=True)
+        self.U_ro, self.U_zo = Pointwise(channels, reduced), Pointwise(channels, reduced)
+        self.W_r, self.W_z = Pointwise(reduced, channels, bias=True), Pointwise(reduced, channels, bias=True)
+        self.V_x, self.V_o = Pointwise(channels, channels, bias=True), Pointwise(channels, channels)
 
     def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         r = torch.sigmoid(self.W_r(torch.relu(self.U_rx(feature) + self.U_ro(state))))
@@ -193,6 +193,14 @@ def update_state(state: torch.Tensor, z: torch.Tensor, candidate: torch.Tensor) 
     return state + z * (candidate - state)
 
 
-def pointwise(in_channels: int, out_channels: int, *, bias: bool = False) -> nn.Conv3d:
-    """Build a 1x1x1 convolution."""
-    return nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=bias)
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution, computed as a product over channels: faster, most of all where they come last in memory.
+
+    Shape: (B, in_channels, l, h, w) -> (B, out_channels, l, h, w), channels last
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False):
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(maps.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)

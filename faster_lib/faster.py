@@ -149,7 +149,8 @@ class Faster(nn.Module):
         if self.aggregator.aggregates_scores:
             network = self.expensive if is_expensive else self.cheap
             return network.classify(feature).softmax(dim=-1)
-        return feature * self.feature_scales[0 if is_expensive else 1]
+        scale = self.feature_scales[0 if is_expensive else 1]
+        return scale * feature.contiguous(memory_format=torch.channels_last_3d)  # as `aggregators.Pointwise` likes it
 
     def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
         """Go on by one clip; every way through the model comes by here."""

@@ -27,7 +27,7 @@ _NOT_IN_CONVENTION = ("batch_norm", "group_norm", "layer_norm", "instance_norm",
 # Operators that fvcore does not know and that multiply no weights: element-wise, pooling, softmax, dropout, views.
 _FREE = """
     sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d softmax log clamp_min
-    dropout rsub sub sub_ neg add add_ mul mul_ div div_ stack cat chunk unsafe_chunk split unbind select zeros
+    dropout rsub sub sub_ neg add add_ mul mul_ div div_ stack cat chunk unsafe_chunk split unbind select movedim zeros
     zeros_like ones_like
 """
 
