@@ -34,7 +34,7 @@ class Scene(Section):
     fps: Positive
     crf: Annotated[int, Field(ge=0, le=51)]
     gop_frames: Positive
-    videos: dict[Literal["train", "val", "test"], Positive]
+    videos: dict[Literal["stage1", "train", "val", "test"], Positive]
     shots: tuple[Positive, Positive]
     shortest_shot_frames: Positive
     context_share: tuple[Share, Share]
@@ -112,7 +112,9 @@ class Optimisation(Section):
 class BackboneTraining(Optimisation):
     """Stage 1: one clip network on random clips."""
 
+    split: Literal["stage1", "train"]  # whose videos it sees; stage 2 always sees those of train
     batch_frames: Positive  # the same for every L, so that networks of all lengths see as many frames
+    least_batch_clips: Positive  # where a batch of so many frames would hold fewer clips
     iterations: Positive
     clips_per_video: Positive
     checkpoint_iterations: Positive

@@ -39,7 +39,7 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "width": profile.networks.width,
         "clip_frames": clip_frames,
         "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
-        **what_videos_depend_on(profile, "train"),
+        **what_videos_depend_on(profile, profile.backbone_training.split),
     }
     return Entry("backbones", f"{name}-L{clip_frames}", depends, runs)
 
@@ -63,7 +63,8 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            measures = _fit_backbone(network, load_videos(profile, "train", runs=runs), profile, clip_frames, entry)
+            videos = load_videos(profile, settings.split, runs=runs)
+            measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
         write_whole(entry.path / "weights.safetensors", content)
         (entry.path / "checkpoint.pt").unlink(missing_ok=True)
@@ -136,15 +137,16 @@ def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, firs
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
     """Give the number of videos whose clips of L frames fill a batch of stage 1.
 
-    Raises: ValueError if the batch holds not even one video's clips.
+    Raises: ValueError if a batch holds not even one video's clips.
     """
-    frames = clip_frames * settings.clips_per_video
-    if frames > settings.batch_frames:
+    clips = max(settings.batch_frames // clip_frames, settings.least_batch_clips)
+    if clips < settings.clips_per_video:
         raise ValueError(
-            f"batch_frames is {settings.batch_frames}, but {settings.clips_per_video} clip(s) of L = {clip_frames} "
-            f"frames of one video are {frames}; raise backbone_training.batch_frames to at least that"
+            f"a batch holds {clips} clips of L = {clip_frames} frames (batch_frames is {settings.batch_frames}, "
+            f"least_batch_clips is {settings.least_batch_clips}), but clips_per_video is {settings.clips_per_video}; "
+            "raise backbone_training.least_batch_clips to at least that"
         )
-    return settings.batch_frames // frames
+    return clips // settings.clips_per_video
 
 
 def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int) -> tuple[Faster, float]:

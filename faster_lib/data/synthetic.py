@@ -34,6 +34,7 @@ RECIPE = 4  # raised whenever the same scene would give other pixels
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 # The four opponent colours: equally strong, a quarter turn apart, and none brighter than another.
 CONTEXTS = {"red": (0.87, -0.87, 0), "green": (-0.87, 0.87, 0), "blue": (-0.5, -0.5, 1), "yellow": (0.5, 0.5, -1)}
+SPLITS = ("train", "val", "test", "stage1")  # a video depends on its split's place here
 CLASSES = tuple(f"{motion}_{context}" for motion, context in itertools.product(MOTIONS, CONTEXTS))
 
 
@@ -69,7 +70,7 @@ def _write_videos(numbers: list[int], scene: Scene, split: str, folder: Path, wo
 
 
 def _write_video(number: int, scene: Scene, split: str, folder: Path) -> None:
-    rng = np.random.default_rng([scene.seed, ("train", "val", "test").index(split), number])
+    rng = np.random.default_rng([scene.seed, SPLITS.index(split), number])
     frames = render_video(number % len(CLASSES), scene, rng)
     content = encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
     write_whole(folder / f"{split}_{number:05d}.mp4", content)
