@@ -31,8 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into $OUT
 	TQDM_MININTERVAL=10 $(BIN)/papermill --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
 
+# The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
-	$(BIN)/pytest --nbval
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+	$(BIN)/pytest --nbval notebooks
 
 # Each network is trained by the command that the manifest will name, two at a time with one thread each. An
 # interrupted run goes on; for a run from nothing, remove runs/retrain first.
