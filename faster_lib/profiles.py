@@ -113,8 +113,8 @@ class BackboneTraining(Optimisation):
     """Stage 1: one clip network on random clips."""
 
     split: Literal["stage1", "train"]  # whose videos it sees; stage 2 always sees those of train
-    batch_frames: Positive  # the same for every L, so that networks of all lengths see as many frames
-    least_batch_clips: Positive  # where a batch of so many frames would hold fewer clips
+    batch_frames: Positive  # of all clips of a batch together, whatever L
+    most_batch_clips: Positive  # where so many frames would be more clips
     iterations: Positive
     clips_per_video: Positive
     checkpoint_iterations: Positive

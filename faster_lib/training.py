@@ -139,12 +139,12 @@ def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
 
     Raises: ValueError if a batch holds not even one video's clips.
     """
-    clips = max(settings.batch_frames // clip_frames, settings.least_batch_clips)
+    clips = min(settings.batch_frames // clip_frames, settings.most_batch_clips)
     if clips < settings.clips_per_video:
         raise ValueError(
             f"a batch holds {clips} clips of L = {clip_frames} frames (batch_frames is {settings.batch_frames}, "
-            f"least_batch_clips is {settings.least_batch_clips}), but clips_per_video is {settings.clips_per_video}; "
-            "raise backbone_training.least_batch_clips to at least that"
+            f"most_batch_clips is {settings.most_batch_clips}), but clips_per_video is {settings.clips_per_video}; "
+            "raise what keeps a batch below that in backbone_training"
         )
     return clips // settings.clips_per_video
 

@@ -233,12 +233,12 @@ def test_a_loss_that_is_not_finite_stops_training():
         training.take_step(parameter.sum() * float("nan"), [parameter], optimiser, schedule, SMOKE.backbone_training)
 
 
-def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_fewer_clips_than_the_least():
-    settings = {"batch_frames": 512, "least_batch_clips": 24, "clips_per_video": 1}
+def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_more_clips_than_the_most():
+    settings = {"batch_frames": 512, "most_batch_clips": 48, "clips_per_video": 1}
     stage_1 = load_profile("tiny").backbone_training.model_copy(update=settings)
-    assert {L: training.count_batch_videos(stage_1, L) for L in (8, 16, 32, 256)} == {8: 64, 16: 32, 32: 24, 256: 24}
+    assert {L: training.count_batch_videos(stage_1, L) for L in (8, 16, 32, 256)} == {8: 48, 16: 32, 32: 16, 256: 2}
     twice = stage_1.model_copy(update={"clips_per_video": 2})
-    assert training.count_batch_videos(twice, 8) == 32 and training.count_batch_videos(twice, 32) == 12
+    assert training.count_batch_videos(twice, 8) == 24 and training.count_batch_videos(twice, 32) == 8
     many = stage_1.model_copy(update={"clips_per_video": 48})
     with pytest.raises(ValueError, match=r"holds 32 clips of L = 16 frames.* is 512.*clips_per_video is 48"):
         training.count_batch_videos(many, 16)
