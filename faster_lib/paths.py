@@ -1,4 +1,4 @@
-"""The repository's folders; `FASTER_RUNS` and `FASTER_FIGURES` move what is generated to another place."""
+"""The repository's folders; `FASTER_RUNS`, `FASTER_FIGURES` and `FASTER_DATA` put some of them elsewhere."""
 
 import os
 from pathlib import Path
@@ -8,3 +8,4 @@ PARAMS = ROOT / "params"
 WEIGHTS = PARAMS / "weights"
 FIGURES = Path(os.environ.get("FASTER_FIGURES", ROOT / "figures"))
 RUNS = Path(os.environ.get("FASTER_RUNS", ROOT / "runs"))
+DATA = Path(os.environ.get("FASTER_DATA", ROOT / "data"))  # real videos, where a profile gives no absolute path

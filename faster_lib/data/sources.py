@@ -1,24 +1,28 @@
-"""Where a profile's videos come from: generated on first use, or annotated in a folder of the user's."""
+"""Where a profile's videos come from: generated on first use, or real ones in a folder of the user's."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from faster_lib.data.datasets import VideoList, read_annotations
+from faster_lib.data.layouts import folder_of, read_layout
 from faster_lib.data.synthetic import RECIPE, generate
 from faster_lib.paths import RUNS
-from faster_lib.profiles import Profile
+from faster_lib.profiles import Data, Profile
+from faster_lib.store import hash_of
+
+_LATER_KEYS = ("annotations", "fold")  # left out of hashes where they are null, so that older results stay valid
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS) -> VideoList:
     """Find a split's videos, generating them first where the profile says so.
 
-    Raises: ValueError if the set's number of classes is not the profile's.
+    Raises: ValueError if the set's number of classes is not the profile's; what `read_layout` raises.
     """
     if profile.scene is not None:
-        root = generate(profile.scene, split, workers=profile.loading.workers, runs=runs)
+        videos = read_annotations(generate(profile.scene, split, workers=profile.loading.workers, runs=runs), split)
     else:
-        root = Path(profile.data.root).expanduser()
-    videos = read_annotations(root, split)
+        videos = _read_real(profile.data, split)
     if len(videos.classes) != profile.data.num_classes:
         raise ValueError(
             f"the videos have {len(videos.classes)} classes, but data.num_classes is {profile.data.num_classes}"
@@ -28,8 +32,19 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS) -> VideoList
 
 def what_videos_depend_on(profile: Profile, split: str) -> dict[str, Any]:
     """Give everything that decides which clips a split yields, as plain JSON for a result's hash."""
-    depends = {"split": split, "data": profile.data.model_dump(mode="json"), "recipe": RECIPE}
-    if profile.scene is not None:
+    unset = {key for key in _LATER_KEYS if getattr(profile.data, key) is None}
+    depends = {"split": split, "data": profile.data.model_dump(mode="json", exclude=unset), "recipe": RECIPE}
+    if profile.scene is None:
+        videos = _read_real(profile.data, split)
+        root = folder_of(profile.data.root)
+        paths = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in videos.paths]
+        depends["list"] = hash_of({"paths": paths, "targets": videos.targets, "classes": videos.classes})
+    else:
         depends["scene"] = profile.scene.model_dump(mode="json", exclude={"videos"})
         depends["videos"] = profile.scene.videos[split]
     return depends
+
+
+@lru_cache(maxsize=8)
+def _read_real(data: Data, split: str) -> VideoList:
+    return read_layout(data, split)  # once a process, since a large set takes a while to list
