@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
+from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 from faster_lib.data.sources import what_videos_depend_on
@@ -14,7 +15,7 @@ from faster_lib.features import FeaturePair, one_thread
 from faster_lib.store import Entry, write_whole
 from faster_lib.training import build_faster, train_aggregator
 
-RECIPE_AGGREGATOR = 2  # raised whenever the same features and settings would give another result
+RECIPE_AGGREGATOR = 3  # raised whenever the same features and settings would give another result
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 
@@ -37,8 +38,9 @@ def measure_all(
     once, whatever the seeds. What is missing is made side by side, in one process for each of the profile's workers,
     each with one thread: so a result depends on neither the number of workers nor that of threads.
 
-    Returns: for each cell and seed, `video@1` and `video@5` in percent, `correct` (a 1 or 0 for each video), the number
-        of `videos`, `seconds`, and `train_loss`.
+    Returns: for each cell and seed, `video@1`, `video@5` and `macro_f1` in percent, beside them `commonest`, what
+        video@1 would be if the commonest class were always said; `correct` (a 1 or 0 for each video), the number of
+        `videos`, `seconds`, and `train_loss`.
     """
     cells = list(dict.fromkeys(cells))
     pair.prepare(*(["train"] if any(_learns(cell) for cell in cells) else []))
@@ -113,7 +115,7 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
 
 @torch.inference_mode()
 def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
-    """Score every video of a split from its stored features: `video@1`, `video@5`, `correct`, and how many `videos`."""
+    """Score every video of a split from its stored features; `measure_all` says what comes back."""
     features = pair.load(split, len(model.schedule))
     logits = []
     for batch in torch.arange(len(features.targets)).split(pair.profile.aggregator_training.batch_videos):
@@ -121,8 +123,12 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
         logits.append(model.from_features(*maps))
     logits = torch.cat(logits)
     accuracies = {f"video@{top}": accuracy_percent(logits, features.targets, top=top) for top in (1, 5)}
-    marks = "".join(str(int(mark)) for mark in logits.argmax(-1) == features.targets)
-    return {**accuracies, "videos": len(features.targets), "correct": marks}
+    said, targets = logits.argmax(-1), features.targets
+    classes = range(logits.shape[-1])
+    f1 = 100 * f1_score(targets.numpy(), said.numpy(), labels=classes, average="macro", zero_division=0)
+    commonest = 100 * targets.bincount().max().item() / len(targets)
+    marks = "".join(str(int(mark)) for mark in said == targets)
+    return {**accuracies, "macro_f1": f1, "commonest": commonest, "videos": len(targets), "correct": marks}
 
 
 @torch.inference_mode()

@@ -1,12 +1,15 @@
 """Tests of what each experiment compares: its counted rows against the page, its cells, its claims."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from faster_lib import paper, studies
 from faster_lib.faster import Schedule
 from faster_lib.profiles import load_profile
-from faster_lib.report import check_ratios
+from faster_lib.report import Row, check_ratios
 from faster_lib.studies.growth import printed_in_figure_3
+from faster_lib.studies.points import rows_of_unbalanced
 
 TINY = load_profile("tiny")
 
@@ -77,3 +80,18 @@ def test_claims_compare_the_cells_that_they_name():
     mix, match, all_e = studies.judge_ratios(schedules, measured, 16)
     assert (mix.difference, match.difference, all_e.difference) == (60, 0, -60)
     assert (mix.verdict, match.verdict, all_e.verdict) == ("holds", "holds", "does not hold")
+
+
+def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generated_ones_do_not():
+    cells = [("fast_gru", Schedule("EC")), ("avg_pool", Schedule("CC"))]
+    rows = [
+        Row("video@1 (%), FAST-GRU", "1:1", measured=[80.0]),
+        Row("video@1 (%), averaging", "All C", measured=[70.0]),
+    ]
+    measured = {cell: [{"macro_f1": 50.0 + n, "commonest": 68.754}] for n, cell in enumerate(cells)}
+    real = SimpleNamespace(profile=load_profile("kinetics400"))
+    f1, other, commonest = rows_of_unbalanced(real, rows, cells, measured)
+    assert (f1.quantity, f1.name, f1.measured) == ("macro-F1 (%), FAST-GRU", "1:1", [50.0])
+    assert (other.quantity, other.measured) == ("macro-F1 (%), averaging", [51.0])
+    assert (commonest.counted, commonest.measured) == (68.75, ())
+    assert rows_of_unbalanced(SimpleNamespace(profile=TINY), rows, cells, measured) == []

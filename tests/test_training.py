@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from faster_lib import evaluation, features, store, training
 from faster_lib.faster import Schedule
+from faster_lib.features import Features
 from faster_lib.profiles import load_profile
 
 SMOKE = load_profile("smoke")
@@ -242,3 +244,15 @@ def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_more_clips_
     many = stage_1.model_copy(update={"clips_per_video": 48})
     with pytest.raises(ValueError, match=r"holds 32 clips of L = 16 frames.* is 512.*clips_per_video is 48"):
         training.count_batch_videos(many, 16)
+
+
+def test_macro_f1_counts_every_class_alike_whatever_its_share():
+    said = torch.tensor([0, 0, 1, 1])
+    maps = torch.nn.functional.one_hot(said, 3).float()[:, None, None]  # (videos, views, N, classes), as if logits
+    features = Features(maps, maps, torch.tensor([0, 0, 0, 1]))
+    pair = SimpleNamespace(profile=SMOKE, load=lambda split, num_clips: features)
+    model = SimpleNamespace(schedule="E", from_features=lambda expensive, cheap: expensive[:, 0])
+    found = evaluation.evaluate(model, pair, "test")
+    assert found["video@1"] == 75 and found["correct"] == "1101" and found["commonest"] == 75
+    # Class 0: precision 1, recall 2/3; class 1: 1/2 and 1; class 2 is never said nor meant and counts 0.
+    assert found["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 0) / 3)

@@ -10,6 +10,7 @@ from faster_lib.faster import Schedule
 from faster_lib.features import FeaturePair
 from faster_lib.figures import Panel, Series
 from faster_lib.flops import video_gmacs
+from faster_lib.report import Row
 
 Results = Mapping[Cell, Sequence[Mapping[str, Any]]]
 
@@ -26,6 +27,21 @@ def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) 
 def video1(results: Sequence[Mapping[str, Any]]) -> list[float]:
     """Give video@1 in percent, one for each seed."""
     return [result["video@1"] for result in results]
+
+
+def rows_of_unbalanced(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
+    """Give macro-F1 for each row of video@1 and its cell, and what always saying the commonest class would reach.
+
+    None for generated videos, whose classes are equally frequent.
+    """
+    if pair.profile.scene is not None:
+        return []
+    scores = [
+        Row(row.quantity.replace("video@1", "macro-F1"), row.name, measured=[run["macro_f1"] for run in measured[cell]])
+        for row, cell in zip(rows, cells, strict=True)
+    ]
+    share = round(measured[cells[0]][0]["commonest"], 2)
+    return [*scores, Row("video@1 (%)", "always the commonest class", counted=share)]
 
 
 def seconds_of(pair: FeaturePair, measured: Results) -> float:
@@ -51,7 +67,7 @@ def measured_panel(pair: FeaturePair, series: Sequence[Series]) -> Panel:
 
 def scale_of(pair: FeaturePair) -> str:
     """Say on which videos and in which profile a pair is measured."""
-    data = "generated videos" if pair.profile.scene is not None else "annotated videos"
+    data = "generated videos" if pair.profile.scene is not None else f"videos of {pair.profile.name}"
     return f"measured: {data}, profile {pair.profile.name}"
 
 

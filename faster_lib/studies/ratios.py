@@ -12,7 +12,15 @@ from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
 from faster_lib.paths import FIGURES
 from faster_lib.report import Claim, Row, Table, command, judge, load, printed_cell, ratio_name
-from faster_lib.studies.points import Results, caption_of, measured_panel, measured_series, video1, video_mflops
+from faster_lib.studies.points import (
+    Results,
+    caption_of,
+    measured_panel,
+    measured_series,
+    rows_of_unbalanced,
+    video1,
+    video_mflops,
+)
 
 
 def count_ratios(schedules: Mapping[int, Schedule], clip_frames: int) -> list[Row]:
@@ -50,7 +58,9 @@ def ratio_rows(pair: FeaturePair, schedules: Mapping[int, Schedule], measured: R
     all_cheap = Schedule("C" * pair.num_clips)
     averaging.append(Row("video@1 (%), averaging", "All C", measured=video1(measured["avg_pool", all_cheap])))
     costs.append(Row("MFLOPs, small", "All C", counted=video_mflops(pair, None, all_cheap)))
-    return [*accuracy, *averaging, *costs]
+    cells = [*(("fast_gru", s) for s in schedules.values()), *(("avg_pool", s) for s in schedules.values())]
+    scores = rows_of_unbalanced(pair, [*accuracy, *averaging], [*cells, ("avg_pool", all_cheap)], measured)
+    return [*accuracy, *averaging, *scores, *costs]
 
 
 def draw_ratios(pair: FeaturePair, schedules: Mapping[int, Schedule], measured: Results) -> Figure:
