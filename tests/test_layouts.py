@@ -66,7 +66,7 @@ def test_the_whole_kit_runs_through_every_layout(layout, imitations, tmp_path):
     assert result["videos"] == 16 and len(result["correct"]) == 16
 
 
-def test_all_layouts_hold_the_same_videos_with_the_same_classes(imitations, monkeypatch):
+def test_all_layouts_hold_the_same_videos_with_the_same_classes(imitations):
     frames, labels = {}, {}
     for layout in LAYOUTS:
         videos = load_videos(profile_of(layout, imitations / layout), "test")
