@@ -87,15 +87,13 @@ class Data(Section):
                 f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
             )
         if (self.source == "generated") != (self.root is None):
-            raise ValueError(f"root is {self.root!r}, but {self.source} videos {self._needs_root()}")
+            rule = "have none" if self.source == "generated" else "need one, the folder that holds them"
+            raise ValueError(f"root is {self.root!r}, but {self.source} videos {rule}")
         if self.fold is not None and self.source not in ("ucf101", "hmdb51"):
             raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
         if self.annotations is not None and self.source in ("generated", "annotated"):
             raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
         return self
-
-    def _needs_root(self) -> str:
-        return "have none" if self.source == "generated" else "need one, the folder that holds them"
 
 
 class Networks(Section):

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,17 +49,22 @@ def read_layout(data: Data, split: str) -> VideoList:
         raise FileNotFoundError(
             f"data.annotations is {data.annotations!r}, but {lists} is no folder; put the lists there"
         )
-    listed, labels = LAYOUTS[data.source](root, lists, split, data.fold)
-    listed = _once(listed, lists)
+    listed, labels = LAYOUTS[data.source](root, lists, split, data.fold or 1)
     if not listed:
         raise ValueError(f"no video of split {split!r} is listed in {lists} (data.source is {data.source!r})")
+    label_of = _once(listed, lists)
     places = {label: place for place, label in enumerate(labels)}
-    return VideoList(tuple(v.path for v in listed), tuple(places[v.label] for v in listed), tuple(labels))
+    return VideoList(tuple(label_of), tuple(places[label] for label in label_of.values()), tuple(labels))
 
 
 def folder_of(path: str) -> Path:
     """Give the folder that a profile names: relative paths start from `$FASTER_DATA`, by default `data/` of the kit."""
     return DATA / Path(path).expanduser()
+
+
+def video_files(folder: Path) -> list[Path]:
+    """List the video files below a folder, by their endings, in the order of their paths."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
 
 
 class Files:
@@ -68,9 +73,8 @@ class Files:
     def __init__(self, root: Path):
         self.root = root
         self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in sorted(root.rglob("*")):
-            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
-                self._by_name[path.stem.casefold()].append(path)
+        for path in video_files(root):
+            self._by_name[path.stem.casefold()].append(path)
 
     def find(self, expected: str, *, split: str = "", is_case_free: bool = False) -> Path:
         """Find a file by its path from the root; of several, the one in a folder of that name or of the split's.
@@ -90,7 +94,7 @@ class Files:
         return found[0] if found else self.root / expected
 
 
-def read_kinetics(root: Path, lists: Path, split: str, fold: int | None) -> tuple[list[Listed], list[str]]:
+def read_kinetics(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read every CSV of Kinetics' form; files are `<id>_<start>_<end>`, times padded to 6 digits, in any folder.
 
     Source: Kay et al. 2017, both releases of the lists (`validate` or `val`, with or without quotes and `is_cc`).
@@ -122,7 +126,7 @@ def _kinetics_rows(path: Path) -> Iterator[dict]:
             yield {**row, **times, "split": _SPLIT_NAMES.get(split, split)}
 
 
-def read_ucf101(root: Path, lists: Path, split: str, fold: int | None) -> tuple[list[Listed], list[str]]:
+def read_ucf101(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read `classInd.txt` and `trainlist0<fold>.txt` or `testlist0<fold>.txt`; classes keep their official order.
 
     The lists spell 128 names of HandstandPushups in another case than the files.
@@ -134,7 +138,7 @@ def read_ucf101(root: Path, lists: Path, split: str, fold: int | None) -> tuple[
     numbered = [line.split() for line in _lines(lists / "classInd.txt")]
     labels = [name for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
     known = {label.casefold(): label for label in labels}
-    path, files, listed = lists / f"{split}list{_fold(fold):02d}.txt", Files(root), []
+    path, files, listed = lists / f"{split}list{fold:02d}.txt", Files(root), []
     for line in _lines(path):
         name = line.split()[0]  # the training list has the class number behind it
         folder = name.split("/")[0]
@@ -144,14 +148,14 @@ def read_ucf101(root: Path, lists: Path, split: str, fold: int | None) -> tuple[
     return listed, labels
 
 
-def read_hmdb51(root: Path, lists: Path, split: str, fold: int | None) -> tuple[list[Listed], list[str]]:
+def read_hmdb51(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read `<class>_test_split<fold>.txt` of all classes: flag 1 is training, 2 test, 0 neither.
 
     Source: Kuehne et al. 2011, "testTrainMulti_7030_splits".
     """
     lists = _inner(lists, "testTrainMulti_7030_splits")
     _check_split(split, ("train", "test"), "HMDB-51")
-    ending = f"_test_split{_fold(fold)}.txt"
+    ending = f"_test_split{fold}.txt"
     paths = sorted(lists.glob(f"*{ending}"))
     if not paths:
         raise FileNotFoundError(f"no <class>{ending} in {lists}")
@@ -167,7 +171,7 @@ def read_hmdb51(root: Path, lists: Path, split: str, fold: int | None) -> tuple[
     return listed, labels
 
 
-def read_path_label(root: Path, lists: Path, split: str, fold: int | None) -> tuple[list[Listed], list[str]]:
+def read_path_label(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read `<split>.csv`, `.txt` or `.list` with a path and a class number a line, parted by a blank, comma or tab.
 
     Classes get their names from `classes.txt` or `label_map.txt` beside it, a name a line, where there is one.
@@ -192,7 +196,7 @@ def read_path_label(root: Path, lists: Path, split: str, fold: int | None) -> tu
     return [Listed(video.path, names[int(video.label)]) for video in listed], names
 
 
-def read_folders(root: Path, lists: Path, split: str, fold: int | None) -> tuple[list[Listed], list[str]]:
+def read_folders(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read one folder per class; the split is what `<split>.txt` lists, or the folder `<split>` of such folders.
 
     Without either, each video's path decides by its hash: 8 in 10 are for training, 1 for val, 1 for the test.
@@ -205,12 +209,7 @@ def read_folders(root: Path, lists: Path, split: str, fold: int | None) -> tuple
             if video.label not in labels:
                 raise ValueError(f"{lists / f'{split}.txt'}: {video.path} is in no class folder of {root}")
         return listed, labels
-    videos = [
-        Listed(path, label)
-        for label in labels
-        for path in sorted((top / label).rglob("*"))
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-    ]
+    videos = [Listed(path, label) for label in labels for path in video_files(top / label)]
     if top == root:
         log.info(
             "%s has no %s.txt and no folder %s: the hash of its path puts each video in a split", root, split, split
@@ -224,7 +223,7 @@ def _split_by_hash(path: Path) -> str:
     return {8: "val", 9: "test"}.get(number, "train")
 
 
-LAYOUTS: dict[str, Callable[[Path, Path, str, int | None], tuple[list[Listed], list[str]]]] = {
+LAYOUTS: dict[str, Callable[[Path, Path, str, int], tuple[list[Listed], list[str]]]] = {
     "kinetics": read_kinetics,
     "ucf101": read_ucf101,
     "hmdb51": read_hmdb51,
@@ -233,15 +232,15 @@ LAYOUTS: dict[str, Callable[[Path, Path, str, int | None], tuple[list[Listed], l
 }
 
 
-def _once(listed: list[Listed], lists: Path) -> list[Listed]:
-    """Drop repeated lines; one video of two classes is an error."""
+def _once(listed: list[Listed], lists: Path) -> dict[Path, str]:
+    """Give each video's label; repeated lines count once, and one video of two classes is an error."""
     labels: dict[Path, str] = {}
     for video in listed:
         if labels.setdefault(video.path, video.label) != video.label:
             raise ValueError(f"{lists} lists {video.path} as {labels[video.path]!r} and as {video.label!r}")
     if len(labels) < len(listed):
         log.warning("%d lines in %s repeat others and count once", len(listed) - len(labels), lists)
-    return [Listed(path, label) for path, label in labels.items()]
+    return labels
 
 
 def _lines(path: Path) -> list[str]:
@@ -254,12 +253,7 @@ def _inner(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _fold(fold: int | None) -> int:
-    return 1 if fold is None else fold
-
-
-def _one_of(folder: Path, names: Iterable[str]) -> Path:
-    names = list(names)
+def _one_of(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
