@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
-from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 from faster_lib.data.sources import what_videos_depend_on
@@ -116,6 +115,8 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
 @torch.inference_mode()
 def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
     """Score every video of a split from its stored features; `measure_all` says what comes back."""
+    from sklearn.metrics import f1_score  # here, since it takes a second and stored results need it no more
+
     features = pair.load(split, len(model.schedule))
     logits = []
     for batch in torch.arange(len(features.targets)).split(pair.profile.aggregator_training.batch_videos):

@@ -67,7 +67,7 @@ def measured_panel(pair: FeaturePair, series: Sequence[Series]) -> Panel:
 
 def scale_of(pair: FeaturePair) -> str:
     """Say on which videos and in which profile a pair is measured."""
-    data = "generated videos" if pair.profile.scene is not None else f"videos of {pair.profile.name}"
+    data = "generated videos" if pair.profile.scene is not None else "real videos"
     return f"measured: {data}, profile {pair.profile.name}"
 
 
