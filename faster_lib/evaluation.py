@@ -79,7 +79,7 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
     learns = _learns((aggregator, schedule))
     depends = {
         "recipe": RECIPE_AGGREGATOR,
-        "networks": profile.networks.model_dump(mode="json"),
+        "networks": profile.networks.model_dump(mode="json", exclude={"expensive_weights", "cheap_weights"}),
         "weights": [pair.expensive.weights_sha256, pair.cheap.weights_sha256],
         "aggregator": aggregator,
         "schedule": str(schedule),

@@ -70,6 +70,7 @@ class Data(Section):
     root: str | None  # the folder of real videos; `faster_lib.data.layouts` says how they must lie in it
     annotations: str | None = None  # the folder of the lists, where it is another
     fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of the official splits of UCF-101 and HMDB-51
+    most_unreadable_share: Share = 0.05  # of the listed videos; where more are missing or corrupt, nothing is trained
     num_classes: Annotated[int, Field(ge=2)]
     video_frames: Positive
     train_short_side_px: tuple[Positive, Positive]
@@ -100,9 +101,17 @@ class Networks(Section):
     """The two clip networks and the recurrent unit."""
 
     expensive: str
+    expensive_weights: str | None = None  # a weight file, or the name of torchvision's; null starts from nothing
     cheap: str
+    cheap_weights: str | None = None  # likewise
     width: Rate
     reduction: Positive
+
+
+class Pretraining(Section):
+    """What both stages start from: the networks and the recurrent unit of another profile."""
+
+    profile: str
 
 
 class Optimisation(Section):
@@ -151,6 +160,7 @@ class Profile(Section):
     data: Data
     scene: Scene | None
     networks: Networks
+    pretraining: Pretraining | None = None
     backbone_training: BackboneTraining
     aggregator_training: AggregatorTraining
     loading: Loading

@@ -32,8 +32,8 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS) -> VideoList
 
 def what_videos_depend_on(profile: Profile, split: str) -> dict[str, Any]:
     """Give everything that decides which clips a split yields, as plain JSON for a result's hash."""
-    unset = {key for key in _LATER_KEYS if getattr(profile.data, key) is None}
-    depends = {"split": split, "data": profile.data.model_dump(mode="json", exclude=unset), "recipe": RECIPE}
+    left_out = {key for key in _LATER_KEYS if getattr(profile.data, key) is None} | {"most_unreadable_share"}
+    depends = {"split": split, "data": profile.data.model_dump(mode="json", exclude=left_out), "recipe": RECIPE}
     if profile.scene is None:
         videos = _read_real(profile.data, split)
         root = folder_of(profile.data.root)
