@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits
 
 
 class ProfileError(ValueError):
@@ -67,7 +68,7 @@ class Data(Section):
     """Where the videos are, and how a clip is cut from them."""
 
     source: Literal["generated", "annotated", "kinetics", "ucf101", "hmdb51", "path_label", "folders"]
-    root: str | None  # the folder of real videos; `faster_lib.data.layouts` says how they must lie in it
+    root: str | None  # the folder of real videos, in a layout of `faster_lib.data.layouts`; null where there is a scene
     annotations: str | None = None  # the folder of the lists, where it is another
     fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of the official splits of UCF-101 and HMDB-51
     most_unreadable_share: Share = 0.05  # of the listed videos; where more are missing or corrupt, nothing is trained
@@ -87,10 +88,9 @@ class Data(Section):
             raise ValueError(
                 f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
             )
-        if (self.source == "generated") != (self.root is None):
-            rule = "have none" if self.source == "generated" else "need one, the folder that holds them"
-            raise ValueError(f"root is {self.root!r}, but {self.source} videos {rule}")
-        if self.fold is not None and self.source not in ("ucf101", "hmdb51"):
+        if self.source == "generated" and self.root is not None:
+            raise ValueError(f"root is {self.root!r}, but generated videos have none")
+        if self.fold is not None and self.source not in FOLDED:
             raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
         if self.annotations is not None and self.source in ("generated", "annotated"):
             raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
@@ -112,6 +112,16 @@ class Pretraining(Section):
     """What both stages start from: the networks and the recurrent unit of another profile."""
 
     profile: str
+
+
+# Section and key of what must agree for networks, and a recurrent unit over as many clips, to go on from others.
+_SHARED_WITH_PRETRAINING = (
+    ("networks", "expensive"),
+    ("networks", "cheap"),
+    ("networks", "width"),
+    ("networks", "reduction"),
+    ("data", "video_frames"),
+)
 
 
 class Optimisation(Section):
@@ -168,12 +178,29 @@ class Profile(Section):
     @property
     def is_paper_scale(self) -> bool:
         """Whether accuracies may be compared with the paper's: real videos and networks of full width."""
-        return self.data.source != "generated" and self.networks.width == 1.0
+        return self.scene is None and self.networks.width == 1.0
+
+    def in_fold(self, fold: int) -> "Profile":
+        """Give the same profile on another of the official splits of UCF-101 or HMDB-51.
+
+        Raises: ValueError if its set has no such fold.
+        """
+        if self.data.source not in FOLDED or fold not in (1, 2, 3):
+            raise ValueError(f"fold is {fold!r}; {' and '.join(FOLDED)} have folds, 1 to 3, and no other set")
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     @model_validator(mode="after")
     def _scene_matches(self) -> "Profile":
-        if (self.data.source == "generated") != (self.scene is not None):
-            raise ValueError("generated videos need a scene section, and real videos must have none (scene: null)")
+        if self.data.source == "generated" and self.scene is None:
+            raise ValueError("generated videos need a scene section")
+        if (self.data.root is None) != (self.scene is not None):
+            rule = "a scene, so that they are generated" if self.data.root is None else "no scene (scene: null)"
+            raise ValueError(f"{self.data.source} videos whose root is {self.data.root!r} need {rule}")
+        if self.scene is not None and (self.data.source == "annotated" or self.data.annotations is not None):
+            raise ValueError(
+                f"data.source is {self.data.source!r} and data.annotations {self.data.annotations!r}, but there is a "
+                "scene; generated videos come with their lists, in any layout but annotated"
+            )
         if self.scene is not None and self.scene.frames != self.data.video_frames:
             raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
         return self
@@ -194,10 +221,28 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
-    """Read and check `<folder>/<name>.yaml`.
+    """Read and check `<folder>/<name>.yaml`, and that its networks fit those of the profile it is pre-trained in.
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
+    profile = _read(name, folder)
+    chain = [profile]
+    while (before := chain[-1].pretraining) is not None:
+        where = f"params/{chain[-1].name}.yaml: pretraining.profile is {before.profile!r}"
+        if before.profile in (known.name for known in chain):
+            raise ProfileError(f"{where}, which is {chain[-1].name!r} itself or starts from it; it must come before")
+        try:
+            chain.append(_read(before.profile, folder))
+        except ProfileError as error:
+            raise ProfileError(f"{where}: {error}") from None
+        for section, key in _SHARED_WITH_PRETRAINING:
+            own, theirs = (getattr(getattr(each, section), key) for each in chain[-2:])
+            if own != theirs:
+                raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
+    return profile
+
+
+def _read(name: str, folder: Path) -> Profile:
     path = folder / f"{name}.yaml"
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if name not in known:

@@ -17,6 +17,7 @@ from faster_lib.evaluation import measure_all
 from faster_lib.features import FeaturePair
 from faster_lib.paths import PARAMS, ROOT
 from faster_lib.profiles import Profile, load_profile, parse_profile
+from faster_lib.store import hash_of
 from faster_lib.training import train_backbone
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -44,10 +45,10 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture(scope="module")
 def imitations(make_scene, tmp_path_factory):
-    """One folder for each layout, all of 20 training and 16 test videos of 64 frames."""
+    """One folder for each layout, all of 32 training and 16 test videos of 64 frames."""
     folder = tmp_path_factory.mktemp("imitations")
     for layout in IMITATIONS:
-        imitate(make_scene(videos={"train": 20, "test": 16}), layout, folder / layout, workers=2)
+        imitate(make_scene(videos={"train": 32, "test": 16}), layout, folder / layout, workers=2)
     return folder
 
 
@@ -55,7 +56,7 @@ def imitations(make_scene, tmp_path_factory):
 def test_the_whole_kit_runs_through_every_layout(layout, imitations, tmp_path):
     profile = profile_of(layout, imitations / layout, video_frames=64)
     train, test = (load_videos(profile, split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (20, 16) and not set(train.paths) & set(test.paths)
+    assert (len(train), len(test)) == (32, 16) and not set(train.paths) & set(test.paths)
     normalised = [name.lower().replace(" ", "").replace("_", "") for name in test.classes]
     assert sorted(normalised) == sorted(name.replace("_", "") for name in CLASSES)
     assert Counter(test.targets) == Counter(range(16)), "every class once"
@@ -80,14 +81,77 @@ def test_all_layouts_hold_the_same_videos_with_the_same_classes(imitations):
 
 
 def test_the_command_writes_a_layout_that_reads_and_refuses_a_folder_in_use(tmp_path):
-    main(["folders", str(tmp_path / "videos")])
+    arguments = ["folders", str(tmp_path / "videos"), "--profile", "smoke"]
+    main(arguments)
     smoke = load_profile("smoke")
     videos = load_videos(profile_of("folders", tmp_path / "videos"), "train")
     assert len(videos) == smoke.scene.videos["train"] and all(path.is_file() for path in videos.paths)
     with pytest.raises(FileExistsError, match="videos is not empty"):
-        main(["folders", str(tmp_path / "videos")])
+        main(arguments)
     with pytest.raises(ValueError, match="unknown layout 'ucf'; choose one of kinetics"):
         imitate(smoke.scene, "ucf", tmp_path / "other", workers=1)
+
+
+def imitated(source: str, *, videos: dict[str, int], **changes) -> Profile:
+    content = yaml.safe_load((PARAMS / "smoke.yaml").read_text())
+    content["data"] |= {"source": source, **changes}
+    content["scene"] |= {"videos": videos, "frames": 64, "size_px": 40}
+    return parse_profile({"name": "imitated", **content}, source="a test")
+
+
+@pytest.mark.parametrize("layout", IMITATIONS)
+def test_a_profile_with_a_scene_and_a_layout_generates_its_videos_in_it_and_goes_on_after_an_interruption(
+    layout, tmp_path
+):
+    profile = imitated(layout, videos={"train": 32, "test": 16})
+    train, test = (load_videos(profile, split, runs=tmp_path) for split in ("train", "test"))
+    assert (len(train), len(test), len(train.classes)) == (32, 16, 16)
+    assert Counter(test.targets) == Counter(range(16)) and all(path.is_file() for path in train.paths + test.paths)
+    (record,) = tmp_path.glob(f"imitations/{layout}-*/record.json")
+    kept, lost = train.paths[0], train.paths[1]
+    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    record.unlink()
+    assert load_videos(profile, "train", runs=tmp_path) == train
+    assert kept.stat().st_mtime_ns == stamp and lost.read_bytes() == before
+
+
+def test_the_results_of_an_imitation_depend_on_its_layout_its_scene_and_its_fold_but_need_no_video():
+    videos = {"train": 32, "test": 16}
+    ucf101 = imitated("ucf101", videos=videos)
+    others = [imitated("hmdb51", videos=videos), imitated("ucf101", videos=videos | {"train": 48})]
+    profiles = [ucf101, *others, ucf101.in_fold(1), ucf101.in_fold(2)]
+    assert len({hash_of(what_videos_depend_on(profile, "train")) for profile in profiles}) == 5
+    with pytest.raises(ValueError, match="fold is 2; ucf101 and hmdb51 have folds, 1 to 3, and no other set"):
+        imitated("folders", videos=videos).in_fold(2)
+    with pytest.raises(ValueError, match="fold is 4;"):
+        ucf101.in_fold(4)
+
+
+@pytest.mark.parametrize("layout", ["ucf101", "hmdb51"])
+def test_the_three_folds_test_disjoint_videos_of_every_class_and_train_on_all_others(layout, tmp_path):
+    scene = load_profile("smoke").scene.model_copy(update={"videos": {"train": 112, "val": 16, "test": 48}})
+    write_lists(scene, layout, tmp_path)
+    tests = []
+    for fold in (1, 2, 3):
+        train, test = (read_layout(data_of(layout, tmp_path, fold=fold), split) for split in ("train", "test"))
+        assert set(Counter(test.targets).values()) == {3} and (len(train), len(test)) == (112, 48)
+        assert not set(train.paths) & set(test.paths)
+        pool = set(train.paths) | set(test.paths)
+        tests.append(set(test.paths))
+        if layout == "ucf101":
+            groups = [{path.stem.rsplit("_", 1)[0] for path in side.paths} for side in (train, test)]
+            assert not groups[0] & groups[1] and all(1 <= int(name[-2:]) <= 25 for name in groups[0] | groups[1])
+    assert len(set.union(*tests)) == 3 * 48 and set.union(*tests) < pool and len(pool) == 160
+    few = scene.model_copy(update={"videos": {"train": 95, "test": 48}})
+    with pytest.raises(ValueError, match="has 95 train and 48 test videos; three folds"):
+        imitate(few, layout, tmp_path / "few", workers=1)
+
+
+def write_lists(scene, layout: str, folder: Path) -> None:
+    """Write the lists of an imitation, without its videos."""
+    videos = [(split, number) for split in ("train", "val", "test") for number in range(scene.videos[split])]
+    write(folder, IMITATIONS[layout](videos)[1])
 
 
 def test_results_depend_on_what_is_listed_but_not_on_where_it_lies(imitations, tmp_path):

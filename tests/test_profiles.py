@@ -1,5 +1,7 @@
 """Tests of faster_lib.profiles: a profile is right and frozen, or refused with every fault and its value named."""
 
+import copy
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -65,7 +67,11 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"data__train_short_side_px": [60, 50]}, "train_short_side_px is [60, 50]; the first must not exceed"),
         ({"data__video_frames": 8}, "but data.video_frames is 8"),
         ({"scene__shortest_shot_frames": 10_000}, "shots of 10000 frames exceed"),
-        ({"data__source": "annotated"}, "root is None, but annotated videos need one"),
+        ({"data__source": "annotated"}, "data.source is 'annotated' and data.annotations None, but there is a scene"),
+        ({"data__source": "ucf101", "data__annotations": "lists"}, "data.annotations 'lists', but there is a scene"),
+        ({"data__source": "ucf101", "data__root": "videos"}, "whose root is 'videos' need no scene (scene: null)"),
+        ({"data__source": "ucf101", "scene": None}, "ucf101 videos whose root is None need a scene"),
+        ({"data__root": "videos"}, "root is 'videos', but generated videos have none"),
         ({"scene": None}, "generated videos need a scene section"),
     ],
     ids=lambda value: ",".join(value) + "=" + ",".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -84,6 +90,27 @@ def test_all_faults_are_listed_at_once(tmp_path):
     assert message.startswith("params/changed.yaml has 4 fault(s):") and len(message.splitlines()) == 5
     for place in ("data.flip", "networks.widht", "networks.width", "loading.workers"):
         assert f"\n  {place}: " in message
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "changes", "quoted"),
+    [
+        ("nowhere", {}, "changed.yaml: pretraining.profile is 'nowhere': unknown profile 'nowhere'; choose one of"),
+        ("changed", {}, "pretraining.profile is 'changed', which is 'changed' itself or starts from it"),
+        ("other", {"pretraining": {"profile": "changed"}}, "other.yaml: pretraining.profile is 'changed', which is"),
+        ("other", {"networks": {"width": 0.25}}, "is 'other', whose networks.width is 0.25; here it is 0.125"),
+        ("other", {"networks": {"cheap": "r3d_50"}}, "whose networks.cheap is 'r3d_50'; here it is 'r2d_26'"),
+    ],
+)
+def test_a_pretraining_that_is_missing_circular_or_of_other_networks_is_refused(tmp_path, pretraining, changes, quoted):
+    content = changed(tmp_path).model_dump(mode="json", exclude={"name"})
+    other = copy.deepcopy(content)
+    for section, values in changes.items():
+        other[section] = {**(other[section] or {}), **values}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
+    with pytest.raises(ProfileError) as caught:
+        changed(tmp_path, pretraining={"profile": pretraining})
+    assert quoted in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [key for key, value in load_profile("tiny").scene if isinstance(value, tuple)])

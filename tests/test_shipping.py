@@ -41,9 +41,10 @@ def first_videos(tmp_path_factory):
     folder, settings, total = tmp_path_factory.mktemp("videos"), TINY.backbone_training, TINY.scene.videos["stage1"]
     largest = max(training.count_batch_videos(settings, L) for _, L in NETWORKS)
     draws = EpochDraws(total, batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # workers read ahead
-    numbers = [number for batch in draws for _, number in batch]
-    synthetic._write_videos(numbers, TINY.scene, settings.split, folder, TINY.loading.workers)
     paths = [folder / f"{settings.split}_{number:05d}.mp4" for number in range(total)]
+    place = synthetic.SPLITS.index(settings.split)
+    plan = [(paths[n], n % len(synthetic.CLASSES), (place, n)) for batch in draws for _, n in batch]
+    synthetic.write_videos(plan, TINY.scene, title="first videos", workers=TINY.loading.workers)
     classes = tuple(sorted(synthetic.CLASSES))
     targets = [classes.index(synthetic.CLASSES[number % len(classes)]) for number in range(total)]
     return VideoList(tuple(paths), tuple(targets), classes)

@@ -1,40 +1,55 @@
 """Generated videos in the file layouts of the data sets, names, lists and endings included: to try the kit with."""
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from joblib import Parallel, delayed
-
-from faster_lib.data.synthetic import CLASSES, render_video
-from faster_lib.data.video import encode_h264, encode_mpeg4
+from faster_lib.data.synthetic import CLASSES, write_videos
 from faster_lib.profiles import Scene, load_profile
 from faster_lib.store import write_whole
 
+RECIPE_IMITATION = 1  # raised whenever the same scene would give other videos or lists
+FOLDS = (1, 2, 3)
+# Of each class, by the fold that tests them; 0 for those that are always for training. Source: the official lists.
+UCF101_GROUPS = {0: range(22, 26), 1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
 Videos = Sequence[tuple[str, int]]  # the split, and the number in it
 Plan = list[tuple[str, int, int]]  # of each video the path from the root, the class, and what its pixels depend on
 Lists = dict[str, str]  # the path from the root of each annotation file, and its text
 
 
-def imitate(scene: Scene, layout: str, folder: Path, *, workers: int) -> None:
-    """Write the scene's train, val and test videos and their lists in a data set's layout.
+def imitate(scene: Scene, layout: str, folder: Path, *, workers: int) -> dict[str, int]:
+    """Write the scene's train, val and test videos and their lists in a data set's layout; those there already stay.
 
-    UCF-101 and HMDB-51 get `.avi` files of MPEG-4 Part 2, as they come; their test videos are those of the scene's
-    test split, in all three folds. The others get `.mp4` of H.264.
+    UCF-101 and HMDB-51 get `.avi` files of MPEG-4 Part 2, as they come. The test of their first fold is the scene's;
+    the other folds test as many of its training videos each. The other layouts get `.mp4` of H.264.
 
-    Raises: ValueError for an unknown layout; FileExistsError if the folder holds something.
+    Returns: the number of videos and their size in bytes.
+    Raises: ValueError for an unknown layout, or for a scene of too few videos for three folds.
     """
     if layout not in IMITATIONS:
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(IMITATIONS)}")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; name a folder that is, or is not there yet")
     videos = [(split, number) for split in ("train", "val", "test") for number in range(scene.videos.get(split, 0))]
     plan, lists = IMITATIONS[layout](videos)
-    Parallel(n_jobs=max(workers, 1))(delayed(_write)(folder / path, *rest, scene) for path, *rest in plan)
+    planned = [(folder / path, class_index, (seed,)) for path, class_index, seed in plan]
+    size = write_videos(planned, scene, title=f"generate {layout} videos", workers=workers)
     for path, text in lists.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / path, text.encode())
+    return {"videos": len(plan), "bytes": size}
+
+
+def _tested_in(videos: Videos) -> list[int]:
+    """Give the fold, 1 to 3, that has each video in its test; 0 for those that are in none's."""
+    counts = Counter(split for split, _ in videos)
+    if not 0 < 2 * counts["test"] <= counts["train"]:
+        raise ValueError(
+            f"the scene has {counts['train']} train and {counts['test']} test videos; three folds, each with a test of "
+            "its own, need at least one of test and twice as many of train"
+        )
+    first = {"test": 1, "train": 2}  # of the folds that the split's videos fill in turn
+    folds = [first.get(split, 0) and first[split] + number // counts["test"] for split, number in videos]
+    return [fold if fold in FOLDS else 0 for fold in folds]
 
 
 def _kinetics(videos: Videos) -> tuple[Plan, Lists]:
@@ -47,30 +62,35 @@ def _kinetics(videos: Videos) -> tuple[Plan, Lists]:
 
 
 def _ucf101(videos: Videos) -> tuple[Plan, Lists]:
+    """Lay out the train and test videos; no group of a class is in both lists of a fold, as in the original."""
     names = ["".join(part.title() for part in label.split("_")) for label in CLASSES]
-    plan, lines = [], {"train": [], "test": []}
-    for seed, (split, number) in enumerate(videos):
-        c = number % len(CLASSES)
-        path = f"{names[c]}/v_{names[c]}_g{seed:02d}_c01.avi"
-        plan.append((f"UCF-101/{path}", c, seed))
-        if split in lines:
-            lines[split].append(f"{path} {c + 1}" if split == "train" else path)
     lists = {"classInd.txt": [f"{c + 1} {name}" for c, name in enumerate(names)]}
-    lists |= {f"{split}list{fold:02d}.txt": rows for split, rows in lines.items() for fold in (1, 2, 3)}
+    lists |= {f"{split}list{fold:02d}.txt": [] for split in ("train", "test") for fold in FOLDS}
+    plan, taken = [], Counter()
+    for seed, ((split, number), tested_in) in enumerate(zip(videos, _tested_in(videos), strict=True)):
+        if split == "val":
+            continue
+        c, groups = number % len(CLASSES), UCF101_GROUPS[tested_in]
+        clip, group = divmod(taken[c, tested_in], len(groups))
+        taken[c, tested_in] += 1
+        path = f"{names[c]}/v_{names[c]}_g{groups[group]:02d}_c{clip + 1:02d}.avi"
+        plan.append((f"UCF-101/{path}", c, seed))
+        for fold in FOLDS:
+            name, line = ("test", path) if fold == tested_in else ("train", f"{path} {c + 1}")
+            lists[f"{name}list{fold:02d}.txt"].append(line)
     return plan, {f"ucfTrainTestlist/{name}": "\r\n".join(rows) + "\r\n" for name, rows in lists.items()}
 
 
 def _hmdb51(videos: Videos) -> tuple[Plan, Lists]:
-    plan, lines = [], {label: [] for label in CLASSES}
-    flags = {"train": 1, "val": 0, "test": 2}
-    for seed, (split, number) in enumerate(videos):
+    plan, lists = [], {f"{label}_test_split{fold}.txt": [] for label in CLASSES for fold in FOLDS}
+    for seed, ((split, number), tested_in) in enumerate(zip(videos, _tested_in(videos), strict=True)):
         label = CLASSES[number % len(CLASSES)]
         name = f"Clip_(HQ)_+_No.{seed}!_{label}_f_cm_np1_ba_med_0.avi"
         plan.append((f"{label}/{name}", number % len(CLASSES), seed))
-        lines[label].append(f"{name} {flags[split]} ")
-    folder = "testTrainMulti_7030_splits"
-    lists = {f"{folder}/{label}_test_split{fold}.txt": rows for label, rows in lines.items() for fold in (1, 2, 3)}
-    return plan, {path: "\n".join(rows) + "\n" for path, rows in lists.items()}
+        for fold in FOLDS:
+            flag = 0 if split == "val" else 2 if fold == tested_in else 1
+            lists[f"{label}_test_split{fold}.txt"].append(f"{name} {flag} ")
+    return plan, {f"testTrainMulti_7030_splits/{name}": "\n".join(rows) + "\n" for name, rows in lists.items()}
 
 
 def _path_label(videos: Videos) -> tuple[Plan, Lists]:
@@ -101,30 +121,20 @@ IMITATIONS: dict[str, Callable[[Videos], tuple[Plan, Lists]]] = {
 }
 
 
-def _write(path: Path, class_index: int, seed: int, scene: Scene) -> None:
-    frames = render_video(class_index, scene, np.random.default_rng([scene.seed, seed]))
-    is_avi = path.suffix == ".avi"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = (
-        encode_mpeg4(frames, fps=scene.fps)
-        if is_avi
-        else encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
-    )
-    write_whole(path, content)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a profile's generated videos in the file layout of a data set."""
     parser = argparse.ArgumentParser(prog="python -m faster_lib.data.imitation", description=main.__doc__)
     parser.add_argument("layout", choices=IMITATIONS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--profile", default="smoke", help="a file in params/ with a scene")
+    parser.add_argument("--profile", default="tiny_ucf101", help="a file in params/ with a scene")
     given = parser.parse_args(arguments)
     profile = load_profile(given.profile)
     if profile.scene is None:
         raise SystemExit(
             f"params/{profile.name}.yaml has no scene; choose a profile of generated videos, such as smoke"
         )
+    if given.folder.is_dir() and any(given.folder.iterdir()):
+        raise FileExistsError(f"{given.folder} is not empty; name a folder that is, or is not there yet")
     imitate(profile.scene, given.layout, given.folder, workers=profile.loading.workers)
 
 

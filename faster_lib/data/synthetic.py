@@ -16,6 +16,7 @@ that some are hardly legible to anybody. Labels are balanced, and nothing else t
 import csv
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from faster_lib.data.datasets import ANNOTATIONS
-from faster_lib.data.video import encode_h264
+from faster_lib.data.video import encode_h264, encode_mpeg4
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Scene
 from faster_lib.store import Entry, write_whole
@@ -36,6 +37,7 @@ MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 CONTEXTS = {"red": (0.87, -0.87, 0), "green": (-0.87, 0.87, 0), "blue": (-0.5, -0.5, 1), "yellow": (0.5, 0.5, -1)}
 SPLITS = ("train", "val", "test", "stage1")  # a video depends on its split's place here
 CLASSES = tuple(f"{motion}_{context}" for motion, context in itertools.product(MOTIONS, CONTEXTS))
+Planned = tuple[Path, int, tuple[int, ...]]  # of a video where it goes, the class, and what else its pixels depend on
 
 
 def generate(scene: Scene, split: str, *, workers: int, runs: Path = RUNS) -> Path:
@@ -56,24 +58,30 @@ def generate(scene: Scene, split: str, *, workers: int, runs: Path = RUNS) -> Pa
 
 def _write_split(scene: Scene, split: str, folder: Path, workers: int) -> dict[str, int]:
     rows = [(f"{split}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], split) for i in range(scene.videos[split])]
-    missing = [i for i, row in enumerate(rows) if not (folder / row[0]).is_file()]
-    _write_videos(missing, scene, split, folder, workers)
+    plan = [(folder / row[0], i % len(CLASSES), (SPLITS.index(split), i)) for i, row in enumerate(rows)]
+    size = write_videos(plan, scene, title=f"generate {split} videos", workers=workers)
     write_whole(folder / ANNOTATIONS, _as_csv([("path", "label", "split"), *rows]))
-    return {"videos": len(rows), "bytes": sum((folder / row[0]).stat().st_size for row in rows)}
+    return {"videos": len(rows), "bytes": size}
 
 
-def _write_videos(numbers: list[int], scene: Scene, split: str, folder: Path, workers: int) -> None:
-    jobs = (delayed(_write_video)(number, scene, split, folder) for number in numbers)
+def write_videos(plan: Sequence[Planned], scene: Scene, *, title: str, workers: int) -> int:
+    """Write those videos of a plan that are missing, and give the size of all of them in bytes."""
+    missing = [planned for planned in plan if not planned[0].is_file()]
+    jobs = (delayed(_write_video)(*planned, scene) for planned in missing)
     done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
-    for _ in tqdm(done, desc=f"generate {split} videos", unit="video", total=len(numbers)):
+    for _ in tqdm(done, desc=title, unit="video", total=len(missing)):
         pass
+    return sum(path.stat().st_size for path, *_ in plan)
 
 
-def _write_video(number: int, scene: Scene, split: str, folder: Path) -> None:
-    rng = np.random.default_rng([scene.seed, SPLITS.index(split), number])
-    frames = render_video(number % len(CLASSES), scene, rng)
-    content = encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
-    write_whole(folder / f"{split}_{number:05d}.mp4", content)
+def _write_video(path: Path, class_index: int, seed: tuple[int, ...], scene: Scene) -> None:
+    frames = render_video(class_index, scene, np.random.default_rng([scene.seed, *seed]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".avi":
+        content = encode_mpeg4(frames, fps=scene.fps)
+    else:
+        content = encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
+    write_whole(path, content)
 
 
 def _as_csv(rows: list[tuple[str, str, str]]) -> bytes:
