@@ -15,6 +15,7 @@ from faster_lib.store import Entry, write_whole
 from faster_lib.training import build_faster, train_aggregator
 
 RECIPE_AGGREGATOR = 3  # raised whenever the same features and settings would give another result
+PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 
@@ -35,13 +36,17 @@ def measure_all(
 
     A schedule may have fewer clips than the profile's frames allow. Averaging learns nothing, so that it is measured
     once, whatever the seeds. What is missing is made side by side, in one process for each of the profile's workers,
-    each with one thread: so a result depends on neither the number of workers nor that of threads.
+    each with one thread: so a result depends on neither the number of workers nor that of threads. Where the profile
+    has a pre-training, the same cells are trained there first, and each goes on from its own.
 
     Returns: for each cell and seed, `video@1`, `video@5` and `macro_f1` in percent, beside them `commonest`, what
         video@1 would be if the commonest class were always said; `correct` (a 1 or 0 for each video), the number of
         `videos`, `seconds`, and `train_loss`.
     """
     cells = list(dict.fromkeys(cells))
+    before = [cell for cell in cells if _learns(cell)]
+    if pair.pretrained is not None and before:
+        measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
     pair.prepare(*(["train"] if any(_learns(cell) for cell in cells) else []))
     pair.prepare(split, clips=sorted({len(schedule) for _, schedule in cells}))
     runs = [(cell, seed) for cell in cells for seed in (seeds if _learns(cell) else [0])]
@@ -89,8 +94,14 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "seed": seed,
         "test": what_videos_depend_on(profile, split),
     }
+    if learns and pair.pretrained is not None:
+        depends["pretrained"] = _pretrained_entry(pair, aggregator, schedule, seed).key
     label = f"{aggregator}-L{pair.expensive.clip_frames}-{schedule.count('E')}E{schedule.count('C')}C-seed{seed}"
     return Entry("aggregators", label, depends, pair.runs)
+
+
+def _pretrained_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int) -> Entry:
+    return aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT)
 
 
 def _learns(cell: Cell) -> bool:
@@ -103,7 +114,11 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
     def make() -> dict[str, Any]:
         if not _learns((aggregator, schedule)):
             return evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split)
-        model, loss = train_aggregator(pair, aggregator, schedule, seed)
+        start = None
+        if pair.pretrained is not None:
+            kept = load_file(_pretrained_entry(pair, aggregator, schedule, seed).path / "weights.safetensors")
+            start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
+        model, loss = train_aggregator(pair, aggregator, schedule, seed, start=start)
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
         write_whole(entry.path / "weights.safetensors", save(learned))
         return {"train_loss": loss, **evaluate(model, pair, split)}

@@ -17,7 +17,7 @@ from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.paths import RUNS
-from faster_lib.profiles import Profile
+from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry, write_whole
 
 RECIPE_FEATURES = 2  # raised whenever the same networks and videos would give other feature maps
@@ -31,6 +31,7 @@ class TrainedBackbone(NamedTuple):
     network: Backbone
     weights_sha256: str
     seconds: float  # of training; after an interruption, since it went on
+    pretrained: "TrainedBackbone | None" = None  # the network that it started from
 
 
 def features_entry(
@@ -71,6 +72,14 @@ class FeaturePair:
     def num_clips(self) -> int:
         """N, such that L x N is the profile's number of frames."""
         return num_clips_covering(self.profile.data.video_frames, self.expensive.clip_frames)
+
+    @cached_property
+    def pretrained(self) -> "FeaturePair | None":
+        """The pair that this one started from, in the profile that it is pre-trained in."""
+        if self.profile.pretraining is None:
+            return None
+        networks = (self.expensive.pretrained, self.cheap.pretrained)
+        return FeaturePair(load_profile(self.profile.pretraining.profile), *networks, runs=self.runs)
 
     def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
         """Compute what is missing of some splits' feature maps, with N clips a video for each N; nothing is loaded.

@@ -5,7 +5,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ RECIPE_BACKBONE = 3  # raised whenever the same profile would train another netw
 
 
 def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> Entry:
-    """Name the place of a trained clip network among all that the profile could train."""
+    """Name the place of a trained clip network among all that the profile could train.
+
+    It depends on the weights of the network that it starts from, which is trained first where the profile says so.
+    """
     check_clip_frames(clip_frames)
     depends = {
         "recipe": RECIPE_BACKBONE,
@@ -41,7 +44,15 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
         **what_videos_depend_on(profile, profile.backbone_training.split),
     }
+    if (before := _pretrained(profile, name, clip_frames, runs)) is not None:
+        depends["pretrained"] = before.weights_sha256
     return Entry("backbones", f"{name}-L{clip_frames}", depends, runs)
+
+
+def _pretrained(profile: Profile, name: str, clip_frames: int, runs: Path) -> TrainedBackbone | None:
+    if profile.pretraining is None:
+        return None
+    return train_backbone(load_profile(profile.pretraining.profile), name, clip_frames, runs=runs)
 
 
 def train_backbone(
@@ -49,6 +60,7 @@ def train_backbone(
 ) -> TrainedBackbone:
     """Train a clip network (stage 1), or load it if it is trained or shipped; it comes back frozen, in eval mode.
 
+    With a pre-training it starts from the network of that profile, all but the classifier. The paper does not say more.
     An interrupted training goes on from its last checkpoint and ends in the same weights. Convolutions and the
     classifier are kept in half precision, and every result is one of the weights so kept.
 
@@ -57,6 +69,10 @@ def train_backbone(
     entry = backbone_entry(profile, name, clip_frames, runs=runs)
     settings = profile.backbone_training
     network = seeded(settings.seed, build_backbone, name, profile.data.num_classes, profile.networks.width)
+    before = _pretrained(profile, name, clip_frames, runs)
+    if before is not None:
+        kept = {k: v for k, v in before.network.state_dict().items() if not k.startswith("classifier.")}
+        network.load_state_dict(kept, strict=False)
 
     def make() -> dict[str, Any]:
         if may_be_shipped and (found := entry.shipped()) is not None:
@@ -75,7 +91,7 @@ def train_backbone(
     network.load_state_dict(load(weights))
     network.eval().requires_grad_(False)
     seconds = entry.record["measures"]["training_seconds"]
-    return TrainedBackbone(name, clip_frames, network, hashlib.sha256(weights).hexdigest(), seconds)
+    return TrainedBackbone(name, clip_frames, network, hashlib.sha256(weights).hexdigest(), seconds, before)
 
 
 def _compact(value: torch.Tensor) -> torch.Tensor:
@@ -149,12 +165,16 @@ def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
     return clips // settings.clips_per_video
 
 
-def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int) -> tuple[Faster, float]:
+def train_aggregator(
+    pair: FeaturePair, name: str, schedule: Schedule, seed: int, *, start: Mapping[str, torch.Tensor] | None = None
+) -> tuple[Faster, float]:
     """Train an aggregator and its classifier (stage 2) on the stored features of the frozen networks.
 
     The classifier starts as the expensive network's, undone for the features' scale; an epoch sees one view of each
     video (both ours; the paper does not say).
 
+    Args:
+        start: weights of an aggregator that was trained before, on the features of another profile.
     Returns: the model in eval mode, and the mean training loss of the last epoch.
     Source: FASTER, "Setups for learning to aggregate".
     """
@@ -165,6 +185,8 @@ def train_aggregator(pair: FeaturePair, name: str, schedule: Schedule, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_faster(pair, name, schedule)
+        if start is not None:
+            model.aggregator.load_state_dict(start)
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimiser, schedule_lr = build_optimiser(learned, settings, steps)
         model.train()
@@ -270,13 +292,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
     parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
     parser.add_argument(
-        "--anew", type=Path, metavar="FOLDER", help="use this folder in place of runs/, and no shipped network"
+        "--anew",
+        type=Path,
+        metavar="FOLDER",
+        help="use this folder in place of runs/, and no shipped network but one to start from",
     )
+    parser.add_argument("--fold", type=int, help="of the official splits of UCF-101 and HMDB-51: 1, 2 or 3")
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     runs = given.anew.resolve() if given.anew else RUNS
-    train_backbone(load_profile(given.profile), given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
+    profile = load_profile(given.profile)
+    profile = profile if given.fold is None else profile.in_fold(given.fold)
+    train_backbone(profile, given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
 
 
 if __name__ == "__main__":

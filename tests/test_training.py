@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from faster_lib import evaluation, features, store, training
 from faster_lib.faster import Schedule
 from faster_lib.features import Features
-from faster_lib.profiles import load_profile
+from faster_lib.profiles import Pretraining, load_profile
 
 SMOKE = load_profile("smoke")
 
@@ -203,6 +203,56 @@ def test_a_shipped_network_is_used_as_it_is_and_a_damaged_one_refused(pair, tmp_
     changed = with_training(SMOKE, seed=1)
     (tmp_path / "runs" / "videos").symlink_to(pair.runs / "videos")
     assert training.train_backbone(changed, "r2d_26", 8, runs=tmp_path / "runs").weights_sha256 != used.weights_sha256
+
+
+@pytest.fixture(scope="module")
+def target():
+    """Another set of generated videos, on which both stages go on from the smoke profile's."""
+    scene = SMOKE.scene.model_copy(update={"seed": 1, "videos": {"train": 16, "test": 16}})
+    loading = SMOKE.loading.model_copy(update={"workers": 1})  # in this process
+    changes = {"name": "target", "scene": scene, "pretraining": Pretraining(profile="smoke"), "loading": loading}
+    return SMOKE.model_copy(update=changes)
+
+
+def test_stage_1_goes_on_from_the_pretrained_network_but_for_its_classifier(pair, target, monkeypatch):
+    def look(network, *rest):
+        start.update(copy.deepcopy(network.state_dict()))
+        raise KeyboardInterrupt
+
+    start = {}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_fit_backbone", look)
+        training.train_backbone(target, "r2d_26", 8, runs=pair.runs)
+    for name, weight in pair.cheap.network.state_dict().items():
+        assert torch.equal(start[name], weight) != name.startswith("classifier."), name
+    entries = [training.backbone_entry(p, "r2d_26", 8, runs=pair.runs) for p in (target, SMOKE)]
+    assert entries[0].depends["pretrained"] == pair.cheap.weights_sha256 and "pretrained" not in entries[1].depends
+    assert training.train_backbone(target, "r2d_26", 8, runs=pair.runs).pretrained.weights_sha256 == (
+        pair.cheap.weights_sha256
+    )
+
+
+def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(pair, target):
+    networks = [training.train_backbone(target, name, 8, runs=pair.runs) for name in ("r2plus1d_50", "r2d_26")]
+    ours, cell = features.FeaturePair(target, *networks, runs=pair.runs), ("gru", Schedule.ratio(8, 1))
+    slow = target.aggregator_training.model_copy(update={"learning_rate": 1e-9})
+    still = features.FeaturePair(
+        target.model_copy(update={"aggregator_training": slow}), *networks, runs=pair.runs
+    )  # whose stage 2 moves no weight
+    evaluation.measure_all(still, [cell], seeds=[1], split="test")
+    kept, before = (
+        load_file(evaluation.aggregator_entry(p, *cell, 1, split).path / "weights.safetensors")
+        for p, split in ((still, "test"), (pair, "val"))
+    )
+    parts = [name for name in before if name.startswith("aggregator.")]
+    assert parts and all(torch.allclose(kept[name], before[name], atol=1e-6) for name in parts)
+    scaled = networks[0].network.classifier.weight / still.scales[0]
+    assert torch.allclose(kept["classifier.1.weight"], scaled, atol=1e-6), "the classifier is the target's own"
+    anew = features.FeaturePair(target.model_copy(update={"pretraining": None}), *networks, runs=pair.runs)
+    keys = {evaluation.aggregator_entry(p, *cell, seed, "test").key for p in (ours, anew) for seed in (0, 1)}
+    assert len(keys) == 4
+    averages = {evaluation.aggregator_entry(p, "avg_pool", Schedule("E"), 0, "test").key for p in (ours, anew)}
+    assert len(averages) == 1, "averaging learns nothing"
 
 
 def test_accuracy_counts_the_videos_whose_class_is_among_the_highest_scores():
