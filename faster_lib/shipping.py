@@ -20,7 +20,7 @@ from faster_lib.evaluation import measure_all
 from faster_lib.faster import Schedule
 from faster_lib.features import FeaturePair
 from faster_lib.paths import ROOT, RUNS, WEIGHTS
-from faster_lib.profiles import Profile, load_profile
+from faster_lib.profiles import FOLDED, Profile, load_profile
 from faster_lib.store import read_manifest, write_whole
 from faster_lib.training import backbone_entry, train_backbone
 
@@ -28,18 +28,33 @@ log = logging.getLogger(__name__)
 
 
 def pairs_of(profile: Profile, lengths: Sequence[int]) -> list[tuple[str, str, int]]:
-    """List the pairs (expensive, cheap, L) that the notebooks use: R3D-50 at the longest L, the profile's at each.
+    """List the pairs (expensive, cheap, L) that the notebooks use: R3D-50 at L = 32 alone, the profile's at each.
 
     Source: FASTER (AAAI 2020), Tables 2 and 6.
     """
     expensive, cheap = profile.networks.expensive, profile.networks.cheap
-    return [("r3d_50", cheap, max(lengths)), *((expensive, cheap, L) for L in lengths)]
+    return [*(("r3d_50", cheap, L) for L in lengths if L == 32), *((expensive, cheap, L) for L in lengths)]
 
 
-def training_command(profile: str, network: str, clip_frames: int, folder: str) -> str:
-    """Give the command that trains one network from nothing in a folder of its own, shipped ones left aside."""
-    options = f"--profile {profile} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
+def folds_of(profile: Profile) -> list[Profile]:
+    """Give the profile on each of its set's three official splits, or alone where the set has none."""
+    return [profile.in_fold(fold) for fold in (1, 2, 3)] if profile.data.source in FOLDED else [profile]
+
+
+def training_command(profile: Profile, network: str, clip_frames: int, folder: str) -> str:
+    """Give the command that trains one network anew in a folder of its own, the shipped one left aside."""
+    fold = "" if profile.data.fold is None else f" --fold {profile.data.fold}"
+    options = f"--profile {profile.name}{fold} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
     return f"python -m faster_lib.training {options}"
+
+
+def shipped_lengths(profile: Profile) -> list[int]:
+    """Give the clip lengths L for which a profile has shipped networks; those of the paper where it has none.
+
+    Source: FASTER (AAAI 2020), Table 2.
+    """
+    commands = [about["command"] for about in read_manifest().values() if about["profile"] == profile.name]
+    return sorted({int(command.split(" -L ")[1].split()[0]) for command in commands}) or [8, 16, 32]
 
 
 def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, weights: Path = WEIGHTS) -> None:
@@ -49,26 +64,26 @@ def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, 
 
     Raises: subprocess.CalledProcessError if a training fails; what has been trained stays, and the next run goes on.
     """
-    pairs = pairs_of(profile, lengths)
-    networks = list(dict.fromkeys((pair[place], pair[2]) for place in (0, 1) for pair in pairs))  # the slow ones first
+    pairs, folds = pairs_of(profile, lengths), {each.data.fold: each for each in folds_of(profile)}
+    networks = [(fold, pair[place], pair[2]) for place in (0, 1) for fold in folds for pair in pairs]  # slow ones first
     folder = runs.relative_to(ROOT).as_posix() if runs.is_relative_to(ROOT) else str(runs)
-    commands = {(name, L): training_command(profile.name, name, L, folder) for name, L in networks}
+    commands = {(fold, name, L): training_command(folds[fold], name, L, folder) for fold, name, L in networks}
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(_run, commands.values()))
-    accuracies = _measure(profile, pairs, runs)
+    accuracies = {fold: _measure(each, pairs, runs) for fold, each in folds.items()}
     weights.mkdir(parents=True, exist_ok=True)
     before = read_manifest(weights)
     manifest = {key: about for key, about in before.items() if about["profile"] != profile.name}
-    for (name, L), command in commands.items():
-        entry = backbone_entry(profile, name, L, runs=runs)
+    for (fold, name, L), command in commands.items():
+        entry = backbone_entry(folds[fold], name, L, runs=runs)
         content = (entry.path / "weights.safetensors").read_bytes()
-        log.info("%s: %s", entry.label, compare_weights(content, weights / f"{entry.path.name}.safetensors"))
+        log.info("%s: %s", entry.path.name, compare_weights(content, weights / f"{entry.path.name}.safetensors"))
         write_whole(weights / f"{entry.path.name}.safetensors", content)
         manifest[entry.path.name] = {
             "sha256": hashlib.sha256(content).hexdigest(),
             "command": command,
             "profile": profile.name,
-            "accuracy": accuracies[name, L],
+            "accuracy": accuracies[fold][name, L],
             **{key: entry.record[key] for key in ("measures", "device", "versions", "commit", "finished")},
         }
     write_whole(weights / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
@@ -110,15 +125,16 @@ def _measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train a profile's networks from nothing and ship them: `params/weights/`, with their manifest."""
+    """Train a profile's networks anew and ship them: `params/weights/`, with their manifest."""
     parser = argparse.ArgumentParser(prog="python -m faster_lib.shipping", description=main.__doc__)
     parser.add_argument("--profile", default="tiny", help="a file in params/")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32], help="frames per clip")
+    parser.add_argument("--lengths", type=int, nargs="+", help="frames per clip; those shipped unless given")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(given.jobs)
-    retrain(load_profile(given.profile), given.lengths, runs=RUNS / "retrain", jobs=given.jobs)
+    profile = load_profile(given.profile)
+    retrain(profile, given.lengths or shipped_lengths(profile), runs=RUNS / "retrain", jobs=given.jobs)
 
 
 if __name__ == "__main__":

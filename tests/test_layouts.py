@@ -8,7 +8,7 @@ import yaml
 
 from faster_lib import Schedule
 from faster_lib.data import layouts
-from faster_lib.data.imitation import IMITATIONS, imitate, main
+from faster_lib.data.imitation import IMITATIONS, imitate, main, plan_layout
 from faster_lib.data.layouts import LAYOUTS, read_layout
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.synthetic import CLASSES
@@ -131,7 +131,7 @@ def test_the_results_of_an_imitation_depend_on_its_layout_its_scene_and_its_fold
 @pytest.mark.parametrize("layout", ["ucf101", "hmdb51"])
 def test_the_three_folds_test_disjoint_videos_of_every_class_and_train_on_all_others(layout, tmp_path):
     scene = load_profile("smoke").scene.model_copy(update={"videos": {"train": 112, "val": 16, "test": 48}})
-    write_lists(scene, layout, tmp_path)
+    plan_layout(scene, layout, tmp_path)
     tests = []
     for fold in (1, 2, 3):
         train, test = (read_layout(data_of(layout, tmp_path, fold=fold), split) for split in ("train", "test"))
@@ -146,12 +146,6 @@ def test_the_three_folds_test_disjoint_videos_of_every_class_and_train_on_all_ot
     few = scene.model_copy(update={"videos": {"train": 95, "test": 48}})
     with pytest.raises(ValueError, match="has 95 train and 48 test videos; three folds"):
         imitate(few, layout, tmp_path / "few", workers=1)
-
-
-def write_lists(scene, layout: str, folder: Path) -> None:
-    """Write the lists of an imitation, without its videos."""
-    videos = [(split, number) for split in ("train", "val", "test") for number in range(scene.videos[split])]
-    write(folder, IMITATIONS[layout](videos)[1])
 
 
 def test_results_depend_on_what_is_listed_but_not_on_where_it_lies(imitations, tmp_path):

@@ -4,32 +4,40 @@ import hashlib
 import json
 import logging
 import shlex
+from functools import lru_cache
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from faster_lib import shipping, training
-from faster_lib.data import synthetic
+from faster_lib.data import imitation, synthetic
 from faster_lib.data.datasets import EpochDraws, VideoList
+from faster_lib.data.layouts import read_layout
 from faster_lib.paths import WEIGHTS
-from faster_lib.profiles import load_profile
+from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
 
-TINY = load_profile("tiny")
-NETWORKS = [(name, L) for L in (8, 16, 32) for name in ("r2plus1d_50", "r2d_26")] + [("r3d_50", 32)]
+TINY, KINETICS = load_profile("tiny"), load_profile("tiny_kinetics")
+FOLDS = shipping.folds_of(load_profile("tiny_ucf101"))
+PAIR = ("r2plus1d_50", "r2d_26")
+NETWORKS = [(TINY, name, L) for L in (8, 16, 32) for name in PAIR] + [(TINY, "r3d_50", 32)]
+OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
+TRIED = [*NETWORKS, (KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]  # of the others one a profile
 
 
-def entry_name(network: str, clip_frames: int) -> str:
-    return training.backbone_entry(TINY, network, clip_frames).path.name
+def entry_name(profile: Profile, network: str, clip_frames: int) -> str:
+    return training.backbone_entry(profile, network, clip_frames).path.name
 
 
-def test_exactly_the_networks_of_the_default_profile_are_shipped_whole_and_small():
+def test_exactly_the_networks_of_three_profiles_are_shipped_whole_and_small():
     manifest = read_manifest()
-    assert set(manifest) == {entry_name(*network) for network in NETWORKS}, "the profile changed; run: make retrain"
+    expected = {entry_name(*network) for network in NETWORKS + OTHERS}
+    assert set(manifest) == expected, "a profile changed; run: make retrain PROFILE=<its name>"
     files = {path.stem: path.read_bytes() for path in WEIGHTS.glob("*.safetensors")}
     assert set(files) == set(manifest)
-    assert sum(map(len, files.values())) <= 12e6
+    sizes = {name: len(content) for name, content in files.items()}
+    assert sum(sizes.values()) <= 16e6 and sum(sizes[entry_name(*network)] for network in OTHERS) <= 4e6
     for name, content in files.items():
         assert hashlib.sha256(content).hexdigest() == manifest[name]["sha256"]
         assert all(torch.isfinite(value).all() for value in load(content).values())
@@ -37,26 +45,42 @@ def test_exactly_the_networks_of_the_default_profile_are_shipped_whole_and_small
 
 @pytest.fixture(scope="module")
 def first_videos(tmp_path_factory):
-    """The videos of stage 1, of which only those are made that the first batches of any network hold."""
-    folder, settings, total = tmp_path_factory.mktemp("videos"), TINY.backbone_training, TINY.scene.videos["stage1"]
-    largest = max(training.count_batch_videos(settings, L) for _, L in NETWORKS)
-    draws = EpochDraws(total, batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # workers read ahead
-    paths = [folder / f"{settings.split}_{number:05d}.mp4" for number in range(total)]
-    place = synthetic.SPLITS.index(settings.split)
-    plan = [(paths[n], n % len(synthetic.CLASSES), (place, n)) for batch in draws for _, n in batch]
-    synthetic.write_videos(plan, TINY.scene, title="first videos", workers=TINY.loading.workers)
-    classes = tuple(sorted(synthetic.CLASSES))
-    targets = [classes.index(synthetic.CLASSES[number % len(classes)]) for number in range(total)]
-    return VideoList(tuple(paths), tuple(targets), classes)
+    """Give a profile's videos of stage 1; only those are made that the first batches of any network hold."""
+
+    @lru_cache
+    def make(name: str, fold: int | None) -> VideoList:
+        profile = load_profile(name) if fold is None else load_profile(name).in_fold(fold)
+        folder, split = tmp_path_factory.mktemp("videos"), profile.backbone_training.split
+        if profile.data.source == "generated":
+            paths = [folder / f"{number:05d}.mp4" for number in range(profile.scene.videos[split])]
+            place, labels = synthetic.SPLITS.index(split), sorted(synthetic.CLASSES)
+            plan = [(path, n % len(labels), (place, n)) for n, path in enumerate(paths)]
+            targets = [labels.index(synthetic.CLASSES[c]) for _, c, _ in plan]
+            videos = VideoList(tuple(paths), tuple(targets), tuple(labels))
+        else:
+            plan = imitation.plan_layout(profile.scene, profile.data.source, folder)
+            videos = read_layout(profile.data.model_copy(update={"root": str(folder)}), split)
+        lengths = [L for each, _, L in TRIED if each.name == name]
+        settings = profile.backbone_training
+        largest = max(training.count_batch_videos(settings, L) for L in lengths)
+        draws = EpochDraws(len(videos), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead
+        needed = {videos.paths[number] for batch in draws for _, number in batch}
+        plan = [planned for planned in plan if planned[0] in needed]
+        synthetic.write_videos(plan, profile.scene, title="first videos", workers=profile.loading.workers)
+        return videos
+
+    return make
 
 
-@pytest.mark.parametrize(("network", "clip_frames"), NETWORKS)
+@pytest.mark.parametrize(
+    ("profile", "network", "clip_frames"), TRIED, ids=lambda value: getattr(value, "name", str(value))
+)
 def test_the_command_in_the_manifest_trains_that_network_step_by_step(
-    network, clip_frames, first_videos, tmp_path, monkeypatch, record_property
+    profile, network, clip_frames, first_videos, tmp_path, monkeypatch, record_property
 ):
-    about = read_manifest()[entry_name(network, clip_frames)]
-    assert about["command"] == shipping.training_command("tiny", network, clip_frames, "runs/retrain")
-    monkeypatch.setattr(training, "load_videos", lambda profile, split, runs: first_videos)
+    about = read_manifest()[entry_name(profile, network, clip_frames)]
+    assert about["command"] == shipping.training_command(profile, network, clip_frames, "runs/retrain")
+    monkeypatch.setattr(training, "load_videos", lambda p, split, runs: first_videos(p.name, p.data.fold))
     losses = []
 
     def watch(loss, *rest):
@@ -86,11 +110,11 @@ def test_retraining_gives_the_same_bits_and_says_so(tmp_path, caplog, monkeypatc
     for folder in ("first", "second"):
         shipping.retrain(smoke, [8], runs=tmp_path / folder, jobs=2, weights=tmp_path / "weights")
     lines = [record.message for record in caplog.records if record.name == "faster_lib.shipping"]
-    assert len(lines) == 6
-    assert all(line.endswith("nothing was shipped for this profile and recipe") for line in lines[:3])
-    assert all(line.endswith("bit-identical to the shipped one") for line in lines[3:])
+    assert len(lines) == 4
+    assert all(line.endswith("nothing was shipped for this profile and recipe") for line in lines[:2])
+    assert all(line.endswith("bit-identical to the shipped one") for line in lines[2:])
     manifest = json.loads((tmp_path / "weights" / "manifest.json").read_text())
-    assert {about["profile"] for about in manifest.values()} == {"smoke"} and len(manifest) == 3
+    assert {about["profile"] for about in manifest.values()} == {"smoke"} and len(manifest) == 2
     assert all(0 <= about["accuracy"]["video@1 of averaging"] <= 100 for about in manifest.values())
     name = training.backbone_entry(smoke, "r2d_26", 8).path.name
     assert "--backbone r2d_26 -L 8 --threads 1 --anew" in manifest[name]["command"]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from faster_lib.data.synthetic import CLASSES, write_videos
+from faster_lib.data.synthetic import CLASSES, Planned, write_videos
 from faster_lib.profiles import Scene, load_profile
 from faster_lib.store import write_whole
 
@@ -25,18 +25,25 @@ def imitate(scene: Scene, layout: str, folder: Path, *, workers: int) -> dict[st
     the other folds test as many of its training videos each. The other layouts get `.mp4` of H.264.
 
     Returns: the number of videos and their size in bytes.
+    Raises: what `plan_layout` does.
+    """
+    plan = plan_layout(scene, layout, folder)
+    return {"videos": len(plan), "bytes": write_videos(plan, scene, title=f"generate {layout} videos", workers=workers)}
+
+
+def plan_layout(scene: Scene, layout: str, folder: Path) -> list[Planned]:
+    """Write the lists of an imitation, and say which videos belong to it.
+
     Raises: ValueError for an unknown layout, or for a scene of too few videos for three folds.
     """
     if layout not in IMITATIONS:
         raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(IMITATIONS)}")
     videos = [(split, number) for split in ("train", "val", "test") for number in range(scene.videos.get(split, 0))]
     plan, lists = IMITATIONS[layout](videos)
-    planned = [(folder / path, class_index, (seed,)) for path, class_index, seed in plan]
-    size = write_videos(planned, scene, title=f"generate {layout} videos", workers=workers)
     for path, text in lists.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(folder / path, text.encode())
-    return {"videos": len(plan), "bytes": size}
+    return [(folder / path, class_index, (seed,)) for path, class_index, seed in plan]
 
 
 def _tested_in(videos: Videos) -> list[int]:
