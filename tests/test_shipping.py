@@ -55,7 +55,7 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
 ):
     about = read_manifest()[entry_name(network, clip_frames)]
     assert about["command"] == shipping.training_command("tiny", network, clip_frames, "runs/retrain")
-    monkeypatch.setattr(training, "load_videos", lambda profile, split, runs: first_videos)
+    monkeypatch.setattr(training, "load_videos", lambda profile, split, runs, is_training: first_videos)
     losses = []
 
     def watch(loss, *rest):

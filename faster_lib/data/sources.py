@@ -1,28 +1,37 @@
 """Where a profile's videos come from: generated on first use, or real ones in a folder of the user's."""
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from faster_lib.data.datasets import VideoList, read_annotations
 from faster_lib.data.layouts import folder_of, read_layout
+from faster_lib.data.scan import index_path, name_in, scan
 from faster_lib.data.synthetic import RECIPE, generate
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Data, Profile
 from faster_lib.store import hash_of
 
+log = logging.getLogger(__name__)
+
 _LATER_KEYS = ("annotations", "fold")  # left out of hashes where they are null, so that older results stay valid
 
 
-def load_videos(profile: Profile, split: str, *, runs: Path = RUNS) -> VideoList:
-    """Find a split's videos, generating them first where the profile says so.
+def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
+    """Find a split's readable videos: generated first where the profile says so, real ones indexed first.
 
-    Raises: ValueError if the set's number of classes is not the profile's; what `read_layout` raises.
+    Args:
+        is_training: refuse a split of which too many videos are missing or corrupt.
+
+    Raises: ValueError if the set's number of classes is not the profile's, or if too many videos are unreadable; what
+        `read_layout` raises.
     """
     if profile.scene is not None:
         videos = read_annotations(generate(profile.scene, split, workers=profile.loading.workers, runs=runs), split)
     else:
-        videos = _read_real(profile.data, split)
+        videos, _ = _read_real(profile.data, split, profile.loading.workers, runs)
+        _report(videos, profile, split, runs, is_training)
     if len(videos.classes) != profile.data.num_classes:
         raise ValueError(
             f"the videos have {len(videos.classes)} classes, but data.num_classes is {profile.data.num_classes}"
@@ -30,15 +39,30 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS) -> VideoList
     return videos
 
 
-def what_videos_depend_on(profile: Profile, split: str) -> dict[str, Any]:
+def _report(videos: VideoList, profile: Profile, split: str, runs: Path, is_training: bool) -> None:
+    unreadable, expected = videos.missing + videos.corrupt, videos.census["expected"]
+    message = (
+        f"{unreadable} of the {expected} videos of split {split!r} cannot be used: {videos.missing} missing, "
+        f"{videos.corrupt} corrupt; {index_path(folder_of(profile.data.root), runs)} says why"
+    )
+    most = profile.data.most_unreadable_share
+    if not len(videos) or (is_training and unreadable > most * expected):
+        raise ValueError(f"{message}. data.most_unreadable_share is {most}: mend the set, or raise it to train without")
+    if unreadable:
+        _warn_once(message)
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    log.warning("%s; they are left out", message)
+
+
+def what_videos_depend_on(profile: Profile, split: str, *, runs: Path = RUNS) -> dict[str, Any]:
     """Give everything that decides which clips a split yields, as plain JSON for a result's hash."""
     left_out = {key for key in _LATER_KEYS if getattr(profile.data, key) is None} | {"most_unreadable_share"}
     depends = {"split": split, "data": profile.data.model_dump(mode="json", exclude=left_out), "recipe": RECIPE}
     if profile.scene is None:
-        videos = _read_real(profile.data, split)
-        root = folder_of(profile.data.root)
-        paths = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in videos.paths]
-        depends["list"] = hash_of({"paths": paths, "targets": videos.targets, "classes": videos.classes})
+        _, depends["list"] = _read_real(profile.data, split, profile.loading.workers, runs)
     else:
         depends["scene"] = profile.scene.model_dump(mode="json", exclude={"videos"})
         depends["videos"] = profile.scene.videos[split]
@@ -46,5 +70,20 @@ def what_videos_depend_on(profile: Profile, split: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _read_real(data: Data, split: str) -> VideoList:
-    return read_layout(data, split)  # once a process, since a large set takes a while to list
+def _read_real(data: Data, split: str, workers: int, runs: Path) -> tuple[VideoList, str]:
+    """List and index a split, once a process; give the readable videos, and a hash of all and of their content."""
+    listed, root = read_layout(data, split), folder_of(data.root)
+    rows = scan(listed.paths, root, workers=workers, runs=runs)
+    kept = [i for i, path in enumerate(listed.paths) if rows[path].status == "readable"]
+    paths = tuple(listed.paths[i] for i in kept)
+    videos = VideoList(
+        paths,
+        tuple(listed.targets[i] for i in kept),
+        listed.classes,
+        tuple(rows[path].frames for path in paths),
+        tuple(rows[path].is_seekable for path in paths),
+        missing=sum(row.status == "missing" for row in rows.values()),
+        corrupt=sum(row.status == "corrupt" for row in rows.values()),
+    )
+    contents = [(name_in(root, path), row.status, row.sha256) for path, row in rows.items()]
+    return videos, hash_of({"contents": contents, "targets": listed.targets, "classes": listed.classes})
