@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import multiprocessing
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
@@ -110,7 +111,7 @@ def _read_files(todo: Sequence[Scanned], root: Path, workers: int, time_limit: f
     there = [row for row in todo if row.status != "missing"]
     if not there:
         return
-    with ProcessPool(max_workers=max(workers, 1), context=_clean_processes()) as pool:
+    with ProcessPool(max_workers=max(workers, 1), context=_clean_processes(), initializer=_hush) as pool:
         futures = {}
         for row in there:
             limit = time_limit + SECONDS_PER_MB * row.bytes / 1e6
@@ -130,6 +131,11 @@ def _clean_processes() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _hush() -> None:
+    """Let the decoders of a worker process say nothing of their own: what is wrong with a file stands in its row."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _read_file(path: Path, row: Scanned) -> Scanned:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -16,6 +17,8 @@ import torch
 
 BATCH_BYTES = 2**25  # of frames decoded at a time where a whole video is read
 _SEEKS = 6  # places of a video at which random access is tried, those near key frames first
+# Where these were read out of order, decord gave other frames now and then, not always the same ones: never rely on it.
+_NEVER_SEEKABLE = ("h263", "mpeg4", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2")
 _LEAST_SHARE = 0.9  # of the frames that a container announces; containers are off by one or two now and then
 
 
@@ -86,22 +89,22 @@ def probe_video(path: str | Path) -> Probe:
     Raises: VideoError if the file cannot be opened, a frame cannot be decoded, or a tenth of the frames that its
         container announces is not there.
     """
-    decord.logging.set_level(decord.logging.QUIET)
-    av.logging.set_level(av.logging.PANIC)
     reader = open_video(path)
     codec, fps, announced = _read_header(path)
-    frames = _in_order(reader)
+    sums, size = [], (0, 0)
     try:
-        first = next(frames)
-        sums = [zlib.crc32(frame) for frame in itertools.chain([first], frames)]
+        for frame in _in_order(reader):
+            sums.append(zlib.crc32(frame))
+            size = frame.shape[:2]
     except Exception as error:
-        raise VideoError(f"{path}: a frame cannot be decoded ({_first_line(error)})") from error
-    if len(sums) < _LEAST_SHARE * announced:
+        raise VideoError(
+            f"{path}: frame {len(sums)} or one soon after cannot be decoded ({_first_line(error)})"
+        ) from error
+    if not sums or len(sums) < _LEAST_SHARE * announced:
         raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
     fps = fps or float(reader.get_avg_fps())
-    is_seekable = _is_seekable(path, sums, reader.get_key_indices())
-    height, width = first.shape[:2]
-    return Probe(len(sums), round(fps, 3), width, height, round(len(sums) / fps, 3), codec, is_seekable)
+    is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
+    return Probe(len(sums), round(fps, 3), size[1], size[0], round(len(sums) / fps, 3), codec, is_seekable)
 
 
 def _read_header(path: str | Path) -> tuple[str, float, int]:
@@ -118,7 +121,10 @@ def _read_header(path: str | Path) -> tuple[str, float, int]:
 
 def _in_order(reader: decord.VideoReader) -> Iterator[np.ndarray]:
     """Decode all frames from the first to the last, some at a time: (H, W, 3) uint8."""
-    frame = reader.next().asnumpy()
+    try:
+        frame = reader.next().asnumpy()
+    except StopIteration:
+        return
     yield frame
     step = max(1, BATCH_BYTES // frame.nbytes)
     for first in range(1, len(reader), step):
@@ -179,4 +185,6 @@ def _encode(frames: np.ndarray, *, fps: int, container: str, codec: str, options
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Give the first line of a message, without the time and place in the source that decord puts in front."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return re.sub(r"^(\[[\d:]+\] \S+:\d+: )+", "", line) or type(error).__name__
