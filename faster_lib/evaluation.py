@@ -39,9 +39,10 @@ def measure_all(
     each with one thread: so a result depends on neither the number of workers nor that of threads. Where the profile
     has a pre-training, the same cells are trained there first, and each goes on from its own.
 
-    Returns: for each cell and seed, `video@1`, `video@5` and `macro_f1` in percent, beside them `commonest`, what
-        video@1 would be if the commonest class were always said; `correct` (a 1 or 0 for each video), the number of
-        `videos`, `seconds`, and `train_loss`.
+    Returns: for each cell and seed, `video@1`, `video@5` and `macro_f1` in percent of the videos that can be read,
+        `video@1 of expected` in percent of all that the lists name, beside them `commonest`, what video@1 would be if
+        the commonest class were always said; `correct` (a 1 or 0 for each video), the numbers of videos `expected`,
+        `used`, `missing` and `corrupt`, `seconds`, and `train_loss`.
     """
     cells = list(dict.fromkeys(cells))
     before = [cell for cell in cells if _learns(cell)]
@@ -89,10 +90,10 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "aggregator": aggregator,
         "schedule": str(schedule),
         "training": profile.aggregator_training.model_dump(mode="json") if learns else None,
-        "train": what_videos_depend_on(profile, "train") if learns else None,
+        "train": what_videos_depend_on(profile, "train", runs=pair.runs) if learns else None,
         "view_seed": profile.backbone_training.seed,
         "seed": seed,
-        "test": what_videos_depend_on(profile, split),
+        "test": what_videos_depend_on(profile, split, runs=pair.runs),
     }
     if learns and pair.pretrained is not None:
         depends["pretrained"] = _pretrained_entry(pair, aggregator, schedule, seed).key
@@ -144,7 +145,10 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
     f1 = 100 * f1_score(targets.numpy(), said.numpy(), labels=classes, average="macro", zero_division=0)
     commonest = 100 * targets.bincount().max().item() / len(targets)
     marks = "".join(str(int(mark)) for mark in said == targets)
-    return {**accuracies, "macro_f1": f1, "commonest": commonest, "videos": len(targets), "correct": marks}
+    census = pair.census(split)
+    of_expected = accuracies["video@1"] * census["used"] / census["expected"]
+    found = {**accuracies, "video@1 of expected": of_expected, "macro_f1": f1, "commonest": commonest, **census}
+    return {**found, "videos": len(targets), "correct": marks}
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ def features_entry(
         "num_clips": num_clips,
         "views": _views(profile, split),
         "seed": profile.backbone_training.seed,
-        **what_videos_depend_on(profile, split),
+        **what_videos_depend_on(profile, split, runs=runs),
     }
     return Entry("features", f"{backbone.name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
 
@@ -100,6 +100,10 @@ class FeaturePair:
             self._loaded[split, num_clips] = Features(expensive, cheap, targets)
         return self._loaded[split, num_clips]
 
+    def census(self, split: str) -> dict[str, int]:
+        """Count a split's videos: expected by its lists, used, missing, corrupt."""
+        return load_videos(self.profile, split, runs=self.runs).census
+
     @cached_property
     def scales(self) -> tuple[float, float]:
         """By which the training features of (expensive, cheap) are multiplied to have a mean square of 1."""
@@ -118,7 +122,7 @@ def extract_features(
 
     def make() -> dict[str, int]:
         clips = VideoClips(
-            load_videos(profile, split, runs=runs),
+            load_videos(profile, split, runs=runs, is_training=split == "train"),
             profile.data,
             clip_frames=backbone.clip_frames,
             num_clips=num_clips,

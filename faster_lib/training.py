@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import io
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +18,17 @@ from tqdm import tqdm
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import Backbone, build_backbone, check_clip_frames
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoList, generator_for
+from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, collate, generator_for
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
+from faster_lib.data.video import VideoError
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, Features, TrainedBackbone
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Optimisation, Profile, load_profile
 from faster_lib.store import Entry, write_whole
+
+log = logging.getLogger(__name__)
 
 FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
 RECIPE_BACKBONE = 3  # raised whenever the same profile would train another network
@@ -42,7 +46,7 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "width": profile.networks.width,
         "clip_frames": clip_frames,
         "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
-        **what_videos_depend_on(profile, profile.backbone_training.split),
+        **what_videos_depend_on(profile, profile.backbone_training.split, runs=runs),
     }
     if (before := _pretrained(profile, name, clip_frames, runs)) is not None:
         depends["pretrained"] = before.weights_sha256
@@ -79,7 +83,7 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            videos = load_videos(profile, settings.split, runs=runs)
+            videos = load_videos(profile, settings.split, runs=runs, is_training=True)
             measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
         write_whole(entry.path / "weights.safetensors", content)
@@ -107,7 +111,7 @@ def _fit_backbone(
     optimiser, schedule = build_optimiser(network.parameters(), settings, settings.iterations)
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     checkpoint = entry.path / "checkpoint.pt"
-    progress = {"iteration": 0, "loss": None, "first_losses": [], "training_seconds": 0.0}
+    progress = {"iteration": 0, "loss": None, "first_losses": [], "training_seconds": 0.0, "skipped": {}}
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         progress = state["progress"]
@@ -118,11 +122,15 @@ def _fit_backbone(
     bar = tqdm(
         batches, desc=f"train {entry.label}", unit="batch", initial=progress["iteration"], total=settings.iterations
     )
-    for batch, targets in bar:
-        clips = normalise(batch.flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
-        loss = nn.functional.cross_entropy(network(clips), targets.repeat_interleave(settings.clips_per_video))
-        take_step(loss, network.parameters(), optimiser, schedule, settings)
+    for batch in bar:
+        skip_unreadable(batch, videos, progress["skipped"], profile.data.most_unreadable_share)
         progress["iteration"] += 1
+        if not len(batch.targets):
+            schedule.step()
+            continue
+        clips = normalise(batch.clips.flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
+        loss = nn.functional.cross_entropy(network(clips), batch.targets.repeat_interleave(settings.clips_per_video))
+        take_step(loss, network.parameters(), optimiser, schedule, settings)
         if len(progress["first_losses"]) < FIRST_LOSSES:
             progress["first_losses"].append(loss.item())
         progress["loss"] = loss.item() if progress["loss"] is None else 0.95 * progress["loss"] + 0.05 * loss.item()
@@ -132,7 +140,23 @@ def _fit_backbone(
             content = io.BytesIO()
             torch.save({"progress": progress, "parts": [part.state_dict() for part in parts.values()]}, content)
             write_whole(checkpoint, content.getvalue())
-    return {**progress, "training_seconds": round(progress["training_seconds"], 1)}
+    return {**progress, "training_seconds": round(progress["training_seconds"], 1), "videos": videos.census}
+
+
+def skip_unreadable(batch: Batch, videos: VideoList, skipped: dict[str, str], most_share: float) -> None:
+    """Note the videos that could not be read though the index says so, and log each once.
+
+    Raises: VideoError if these and those that the index knows are more than `most_share` of all.
+    """
+    for index, reason in batch.skipped:
+        if skipped.setdefault(str(videos.paths[index]), reason) is reason:
+            log.warning("skipped: %s", reason)
+    unreadable = len(skipped) + videos.missing + videos.corrupt
+    if skipped and unreadable > most_share * videos.census["expected"]:
+        raise VideoError(
+            f"{unreadable} of {videos.census['expected']} videos cannot be read, more than data.most_unreadable_share, "
+            f"which is {most_share}; the last: {list(skipped.values())[-1]}"
+        )
 
 
 def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, first: int) -> DataLoader:
@@ -147,7 +171,7 @@ def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, firs
         iterations=settings.iterations,
         seed=settings.seed,
     )
-    return DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers)
+    return DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers, collate_fn=collate)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:

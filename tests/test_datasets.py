@@ -1,5 +1,6 @@
 """Tests of faster_lib.data.datasets: every item can be told from the video files alone, in any order, by any worker."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, generator_for, read_annotations
+from faster_lib.data.datasets import (
+    EpochDraws,
+    RandomClips,
+    VideoClips,
+    VideoList,
+    collate,
+    generator_for,
+    read_annotations,
+)
 from faster_lib.data.transforms import eval_transform
 from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
 
@@ -161,9 +170,22 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
     looped = frames_of(short, [0, 1, 2, 3, 4, 0, 1, 2])
     for item in (random_clips(pair, make_data())[0, 0][0], video_clips(pair, make_data(), num_clips=2)[0][0][0]):
         assert item.shape[0] == 2 and all(torch.equal(clip, looped) for clip in item)
-    for read in (lambda: random_clips(pair, make_data())[0, 1], lambda: video_clips(pair, make_data())[1]):
-        with pytest.raises(VideoError, match=r"broken\.mp4"):
-            read()
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        video_clips(pair, make_data())[1]
+    clips = random_clips(pair, make_data())
+    batch = collate([clips[0, 1], clips[0, 0]])
+    ((index, reason),) = batch.skipped
+    assert index == 1 and "broken.mp4" in reason
+    assert torch.equal(batch.clips, clips[0, 0][0][None]) and batch.targets.tolist() == [0]
+    nothing = collate([clips[0, 1], clips[1, 1]])
+    assert len(nothing.targets) == 0 and len(nothing.skipped) == 2
+
+
+def test_a_video_that_is_not_as_long_as_its_index_says_is_an_error(videos, make_data):
+    indexed = replace(videos, frames=(64, 63) + (64,) * 4, is_seekable=(True,) * 6)
+    with pytest.raises(VideoError, match=r"train_00001.mp4: has 64 frames, but 63 when it was indexed"):
+        video_clips(indexed, make_data())[1]
+    assert equal_items(video_clips(indexed, make_data())[2], video_clips(videos, make_data())[2])
 
 
 @forks

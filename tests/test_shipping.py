@@ -80,7 +80,7 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
 ):
     about = read_manifest()[entry_name(profile, network, clip_frames)]
     assert about["command"] == shipping.training_command(profile, network, clip_frames, "runs/retrain")
-    monkeypatch.setattr(training, "load_videos", lambda p, split, runs: first_videos(p.name, p.data.fold))
+    monkeypatch.setattr(training, "load_videos", lambda p, split, runs, is_training: first_videos(p.name, p.data.fold))
     losses = []
 
     def watch(loss, *rest):

@@ -9,7 +9,7 @@ from faster_lib.faster import Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.report import Row, check_ratios
 from faster_lib.studies.growth import printed_in_figure_3
-from faster_lib.studies.points import rows_of_unbalanced
+from faster_lib.studies.points import rows_of_real_videos
 
 TINY = load_profile("tiny")
 
@@ -88,10 +88,21 @@ def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generat
         Row("video@1 (%), FAST-GRU", "1:1", measured=[80.0]),
         Row("video@1 (%), averaging", "All C", measured=[70.0]),
     ]
-    measured = {cell: [{"macro_f1": 50.0 + n, "commonest": 68.754}] for n, cell in enumerate(cells)}
+    all_there = {"expected": 20, "used": 20, "missing": 0, "corrupt": 0}
+    some_there = {"expected": 20, "used": 16, "missing": 3, "corrupt": 1}
+
+    def measure(census):
+        scores = {"commonest": 68.754, "video@1 of expected": 64.0, **census}
+        return {cell: [{"macro_f1": 50.0 + n, **scores}] for n, cell in enumerate(cells)}
+
     real = SimpleNamespace(profile=load_profile("kinetics400"))
-    f1, other, commonest = rows_of_unbalanced(real, rows, cells, measured)
+    f1, other, commonest, *counts = rows_of_real_videos(real, rows, cells, measure(all_there))
     assert (f1.quantity, f1.name, f1.measured) == ("macro-F1 (%), FAST-GRU", "1:1", [50.0])
     assert (other.quantity, other.measured) == ("macro-F1 (%), averaging", [51.0])
     assert (commonest.counted, commonest.measured) == (68.75, ())
-    assert rows_of_unbalanced(SimpleNamespace(profile=TINY), rows, cells, measured) == []
+    assert {row.name: row.counted for row in counts} == all_there
+    *_, first, second, expected, used, missing, corrupt = rows_of_real_videos(real, rows, cells, measure(some_there))
+    assert (first.quantity, first.name, first.measured) == ("video@1 (% of expected), FAST-GRU", "1:1", [64.0])
+    assert second.quantity == "video@1 (% of expected), averaging"
+    assert [row.counted for row in (expected, used, missing, corrupt)] == [20, 16, 3, 1]
+    assert rows_of_real_videos(SimpleNamespace(profile=TINY), rows, cells, measure(all_there)) == []

@@ -300,9 +300,11 @@ def test_macro_f1_counts_every_class_alike_whatever_its_share():
     said = torch.tensor([0, 0, 1, 1])
     maps = torch.nn.functional.one_hot(said, 3).float()[:, None, None]  # (videos, views, N, classes), as if logits
     features = Features(maps, maps, torch.tensor([0, 0, 0, 1]))
-    pair = SimpleNamespace(profile=SMOKE, load=lambda split, num_clips: features)
+    census = {"expected": 5, "used": 4, "missing": 1, "corrupt": 0}
+    pair = SimpleNamespace(profile=SMOKE, load=lambda split, num_clips: features, census=lambda split: census)
     model = SimpleNamespace(schedule="E", from_features=lambda expensive, cheap: expensive[:, 0])
     found = evaluation.evaluate(model, pair, "test")
     assert found["video@1"] == 75 and found["correct"] == "1101" and found["commonest"] == 75
+    assert found["video@1 of expected"] == 60 and {key: found[key] for key in census} == census
     # Class 0: precision 1, recall 2/3; class 1: 1/2 and 1; class 2 is never said nor meant and counts 0.
     assert found["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 0) / 3)

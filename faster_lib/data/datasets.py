@@ -1,9 +1,10 @@
 """Annotated videos as PyTorch data sets: random clips for stage 1, all clips of a video for stage 2 and the test."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from faster_lib.data import sampling
 from faster_lib.data.transforms import eval_transform, train_transform
-from faster_lib.data.video import open_video, read_frames
+from faster_lib.data.video import VideoError, open_video, read_frames
 from faster_lib.profiles import Data
 
 ANNOTATIONS = "annotations.csv"
@@ -20,14 +21,57 @@ _COLUMNS = ["path", "label", "split"]
 
 @dataclass(frozen=True)
 class VideoList:
-    """The videos of one split; class indices follow the alphabetical order of all labels of the set."""
+    """The videos of one split; class indices follow the alphabetical order of all labels of the set.
+
+    Args:
+        frames, is_seekable: of each video, where the set has been indexed (`faster_lib.data.scan`).
+        missing, corrupt: how many videos more the set's lists name, which cannot be read and are not among these.
+    """
 
     paths: tuple[Path, ...]
     targets: tuple[int, ...]
     classes: tuple[str, ...]
+    frames: tuple[int, ...] = ()
+    is_seekable: tuple[bool, ...] = ()
+    missing: int = 0
+    corrupt: int = 0
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def census(self) -> dict[str, int]:
+        """Count the videos: expected by the lists, used, missing, corrupt."""
+        expected = len(self) + self.missing + self.corrupt
+        return {"expected": expected, "used": len(self), "missing": self.missing, "corrupt": self.corrupt}
+
+    def open(self, index: int) -> "OpenVideo":
+        """Open one video; raises VideoError if it cannot be read, or is not as long as the index says."""
+        path = self.paths[index]
+        reader = open_video(path)
+        if self.frames and len(reader) != self.frames[index]:
+            raise VideoError(
+                f"{path}: has {len(reader)} frames, but {self.frames[index]} when it was indexed; start again, "
+                "which indexes files that have changed"
+            )
+        return OpenVideo(path, reader, self.is_seekable[index] if self.is_seekable else True)
+
+
+class OpenVideo(NamedTuple):
+    """A video that is being read."""
+
+    path: Path
+    reader: Any
+    is_seekable: bool
+
+    @property
+    def num_frames(self) -> int:
+        """The number of frames."""
+        return len(self.reader)
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Decode frames: (len(indices), H, W, 3) uint8, RGB."""
+        return read_frames(self.reader, indices, path=self.path, is_seekable=self.is_seekable)
 
 
 def read_annotations(root: Path, split: str) -> VideoList:
@@ -63,6 +107,8 @@ def generator_for(*numbers: int) -> torch.Generator:
 class RandomClips(Dataset):
     """Random clips of L consecutive frames; an item is asked for as (epoch, index of the video).
 
+    A video that turns out to be unreadable gives its index and the reason instead.
+
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8, target
     Source: FASTER, "Setups for clip-level backbones".
     """
@@ -74,15 +120,32 @@ class RandomClips(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int]:
         epoch, index = draw
         generator = generator_for(self.seed, epoch, index)
-        path = self.videos.paths[index]
-        reader = open_video(path)
         clips = []
-        for _ in range(self.clips_per_video):
-            start = sampling.random_clip_start(len(reader), self.clip_frames, generator)
-            indices = sampling.clip_frame_indices(start, self.clip_frames, len(reader))
-            frames = read_frames(reader, indices, path=path)
-            clips.append(_random_view(frames, self.data, generator))
+        try:
+            video = self.videos.open(index)
+            for _ in range(self.clips_per_video):
+                start = sampling.random_clip_start(video.num_frames, self.clip_frames, generator)
+                frames = video.read(sampling.clip_frame_indices(start, self.clip_frames, video.num_frames))
+                clips.append(_random_view(frames, self.data, generator))
+        except VideoError as error:
+            return index, str(error)
         return torch.stack(clips), self.videos.targets[index]
+
+
+class Batch(NamedTuple):
+    """Some items of `RandomClips`: clips (B, clips_per_video, 3, L, crop, crop), targets (B,), and what was skipped."""
+
+    clips: torch.Tensor
+    targets: torch.Tensor
+    skipped: list[tuple[int, str]]  # index of the video, and why it could not be read
+
+
+def collate(items: Sequence[tuple]) -> Batch:
+    """Make a batch of those items that could be read; a batch may be smaller than asked for, or empty."""
+    skipped = [item for item in items if isinstance(item[1], str)]
+    there = [item for item in items if not isinstance(item[1], str)]
+    clips = torch.stack([clips for clips, _ in there]) if there else torch.empty(0)
+    return Batch(clips, torch.tensor([target for _, target in there]), skipped)
 
 
 class EpochDraws(Sampler):
@@ -128,15 +191,13 @@ class VideoClips(Dataset):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        path = self.videos.paths[index]
-        reader = open_video(path)
+        video = self.videos.open(index)
         generators = [generator_for(self.seed, view, index) for view in range(self.views)]
-        starts = [self._starts(len(reader), generator) for generator in generators or [None]]
-        wanted = [
-            [sampling.clip_frame_indices(start, self.clip_frames, len(reader)) for start in view] for view in starts
-        ]
+        length = video.num_frames
+        starts = [self._starts(length, generator) for generator in generators or [None]]
+        wanted = [[sampling.clip_frame_indices(start, self.clip_frames, length) for start in view] for view in starts]
         needed = sorted({i for view in wanted for clip in view for i in clip})
-        frames = read_frames(reader, needed, path=path)
+        frames = video.read(needed)
         place = {frame: i for i, frame in enumerate(needed)}
         views = []
         for view, generator in zip(wanted, generators or [None], strict=True):

@@ -19,6 +19,7 @@ from faster_lib.profiles import Data
 log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+SPLITS = ("train", "val", "test")
 _KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 _SPLIT_NAMES = {"validate": "val", "validation": "val"}  # as the older release of Kinetics writes it
 
@@ -199,7 +200,10 @@ def read_path_label(root: Path, lists: Path, split: str, fold: int) -> tuple[lis
 def read_folders(root: Path, lists: Path, split: str, fold: int) -> tuple[list[Listed], list[str]]:
     """Read one folder per class; the split is what `<split>.txt` lists, or the folder `<split>` of such folders.
 
-    Without either, each video's path decides by its hash: 8 in 10 are for training, 1 for val, 1 for the test.
+    Where the set has neither for any split, each video's path decides by its hash: 8 in 10 are for training, 1 for val,
+    1 for the test.
+
+    Raises: ValueError if other splits have a list or a folder, and this one has none.
     """
     top = root / split if (root / split).is_dir() else root
     labels = sorted(path.name for path in top.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -211,6 +215,9 @@ def read_folders(root: Path, lists: Path, split: str, fold: int) -> tuple[list[L
         return listed, labels
     videos = [Listed(path, label) for label in labels for path in video_files(top / label)]
     if top == root:
+        others = [name for name in SPLITS if (lists / f"{name}.txt").is_file() or (root / name).is_dir()]
+        if others:
+            raise ValueError(f"{root} has no split {split!r}: there are lists or folders of {', '.join(others)} alone")
         log.info(
             "%s has no %s.txt and no folder %s: the hash of its path puts each video in a split", root, split, split
         )

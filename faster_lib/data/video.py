@@ -1,19 +1,41 @@
 """Reading and writing video files: the only place where decord and PyAV enter."""
 
 import io
+import itertools
 import os
-from collections.abc import Sequence
+import re
+import zlib
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import decord
 import numpy as np
 import torch
 
+BATCH_BYTES = 2**25  # of frames decoded at a time where a whole video is read
+_SEEKS = 6  # places of a video at which random access is tried, those near key frames first
+# Where these were read out of order, decord gave other frames now and then, not always the same ones: never rely on it.
+_NEVER_SEEKABLE = ("h263", "mpeg4", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2")
+_LEAST_SHARE = 0.9  # of the frames that a container announces; containers are off by one or two now and then
+
 
 class VideoError(RuntimeError):
     """A video file that cannot be read; the message names the file and what is wrong with it."""
+
+
+class Probe(NamedTuple):
+    """What reading a whole video showed."""
+
+    frames: int
+    fps: float
+    width_px: int  # as decoded, turned upright where the file says so
+    height_px: int
+    duration_seconds: float
+    codec: str
+    is_seekable: bool  # whether frames read out of order are those read in order
 
 
 def open_video(path: str | Path) -> decord.VideoReader:
@@ -36,19 +58,92 @@ def open_video(path: str | Path) -> decord.VideoReader:
     return reader
 
 
-def read_frames(reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path) -> torch.Tensor:
+def read_frames(
+    reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path, is_seekable: bool = True
+) -> torch.Tensor:
     """Decode the frames at `indices` (repeats allowed) from an open reader.
 
     Shape: -> (len(indices), H, W, 3) uint8, RGB
+    Args:
+        is_seekable: as `probe_video` found it; a video that is not is opened again and decoded from its beginning.
     Raises: VideoError if a frame cannot be decoded, naming `path`.
     """
     try:
-        return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
+        if is_seekable:
+            return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
+        kept: dict[int, np.ndarray] = {}
+        for i, frame in enumerate(itertools.islice(_in_order(open_video(path)), max(indices) + 1)):
+            if i in indices:
+                kept[i] = frame
+        return torch.from_numpy(np.stack([kept[i] for i in indices]))
     except Exception as error:
         raise VideoError(
             f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)} ({_first_line(error)}); "
             "the file may be truncated"
         ) from error
+
+
+def probe_video(path: str | Path) -> Probe:
+    """Read every frame of a video, then some of them out of order, and say what it is.
+
+    Raises: VideoError if the file cannot be opened, a frame cannot be decoded, or a tenth of the frames that its
+        container announces is not there.
+    """
+    reader = open_video(path)
+    codec, fps, announced = _read_header(path)
+    sums, size = [], (0, 0)
+    try:
+        for frame in _in_order(reader):
+            sums.append(zlib.crc32(frame))
+            size = frame.shape[:2]
+    except Exception as error:
+        raise VideoError(
+            f"{path}: frame {len(sums)} or one soon after cannot be decoded ({_first_line(error)})"
+        ) from error
+    if not sums or len(sums) < _LEAST_SHARE * announced:
+        raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
+    fps = fps or float(reader.get_avg_fps())
+    is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
+    return Probe(len(sums), round(fps, 3), size[1], size[0], round(len(sums) / fps, 3), codec, is_seekable)
+
+
+def _read_header(path: str | Path) -> tuple[str, float, int]:
+    """Give the codec, the frames a second, and how many frames the container announces, 0 where it does not."""
+    try:
+        with av.open(os.fspath(path)) as file:
+            stream = file.streams.best("video")
+            fps = float(stream.average_rate or 0)
+            seconds = float(stream.duration * stream.time_base) if stream.duration else (file.duration or 0) / 1e6
+            return stream.codec_context.codec.canonical_name, fps, stream.frames or int(fps * seconds)
+    except Exception as error:
+        raise VideoError(f"{path}: no video stream is found ({_first_line(error)})") from error
+
+
+def _in_order(reader: decord.VideoReader) -> Iterator[np.ndarray]:
+    """Decode all frames from the first to the last, some at a time: (H, W, 3) uint8."""
+    try:
+        frame = reader.next().asnumpy()
+    except StopIteration:
+        return
+    yield frame
+    step = max(1, BATCH_BYTES // frame.nbytes)
+    for first in range(1, len(reader), step):
+        yield from reader.get_batch(list(range(first, min(first + step, len(reader))))).asnumpy()
+
+
+def _is_seekable(path: str | Path, sums: Sequence[int], key_frames: Sequence[int]) -> bool:
+    """Compare frames read out of order with those read in order: after, at and before key frames, going backwards."""
+    last = len(sums) - 1
+    spread = [key_frames[i * len(key_frames) // _SEEKS] for i in range(_SEEKS)] if len(key_frames) else []
+    places = sorted({min(max(k + d, 0), last) for k in [*spread, last // 2, last] for d in (-1, 0, 1)}, reverse=True)
+    one_by_one, at_once = open_video(path), open_video(path)
+    try:
+        if any(zlib.crc32(one_by_one.get_batch([i]).asnumpy()) != sums[i] for i in places):
+            return False
+        batch = at_once.get_batch(places[::-1]).asnumpy()
+    except Exception:
+        return False
+    return [zlib.crc32(frame) for frame in batch] == [sums[i] for i in places[::-1]]
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
@@ -90,4 +185,6 @@ def _encode(frames: np.ndarray, *, fps: int, container: str, codec: str, options
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Give the first line of a message, without the time and place in the source that decord puts in front."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return re.sub(r"^(\[[\d:]+\] \S+:\d+: )+", "", line) or type(error).__name__

@@ -9,7 +9,7 @@ from faster_lib.features import FeaturePair
 from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import step_macs
 from faster_lib.report import Claim, Row, judge, printed_cell
-from faster_lib.studies.points import Results, caption_of, rows_of_unbalanced, scale_of, spread_of, video1
+from faster_lib.studies.points import Results, caption_of, rows_of_real_videos, scale_of, spread_of, video1
 
 NAMES = {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
 PAPER_STEP = (1, 7, 7)  # l, h, w of a feature map at L = 8 and 224 x 224. Source: Table 1
@@ -42,7 +42,7 @@ def aggregator_rows(pair: FeaturePair, clips: Sequence[int], measured: Results) 
         for name in NAMES
     ]
     cells = [(name, Schedule.first_expensive(n)) for n in clips for name in NAMES]
-    return rows + rows_of_unbalanced(pair, rows, cells, measured)
+    return rows + rows_of_real_videos(pair, rows, cells, measured)
 
 
 def draw_aggregators(pair: FeaturePair, clips: Sequence[int], measured: Results) -> Figure:

@@ -29,10 +29,13 @@ def video1(results: Sequence[Mapping[str, Any]]) -> list[float]:
     return [result["video@1"] for result in results]
 
 
-def rows_of_unbalanced(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
-    """Give macro-F1 for each row of video@1 and its cell, and what always saying the commonest class would reach.
+def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
+    """Give macro-F1 for each row of video@1 and its cell, and what the rows are to be judged by.
 
-    None for generated videos, whose classes are equally frequent.
+    That is: what always saying the commonest class would reach, how many of the listed videos could be used, and, where
+    that is not all of them, video@1 over all that are listed.
+
+    None for generated videos, whose classes are equally frequent and which can all be read.
     """
     if pair.profile.scene is not None:
         return []
@@ -40,8 +43,15 @@ def rows_of_unbalanced(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[C
         Row(row.quantity.replace("video@1", "macro-F1"), row.name, measured=[run["macro_f1"] for run in measured[cell]])
         for row, cell in zip(rows, cells, strict=True)
     ]
-    share = round(measured[cells[0]][0]["commonest"], 2)
-    return [*scores, Row("video@1 (%)", "always the commonest class", counted=share)]
+    first = measured[cells[0]][0]
+    scores.append(Row("video@1 (%)", "always the commonest class", counted=round(first["commonest"], 2)))
+    if first["used"] < first["expected"]:
+        of_expected = ([run["video@1 of expected"] for run in measured[cell]] for cell in cells)
+        scores += [
+            Row(row.quantity.replace("(%)", "(% of expected)"), row.name, measured=values)
+            for row, values in zip(rows, of_expected, strict=True)
+        ]
+    return scores + [Row("videos", key, counted=first[key]) for key in ("expected", "used", "missing", "corrupt")]
 
 
 def seconds_of(pair: FeaturePair, measured: Results) -> float:

@@ -17,7 +17,7 @@ from faster_lib.studies.points import (
     caption_of,
     measured_panel,
     measured_series,
-    rows_of_unbalanced,
+    rows_of_real_videos,
     video1,
     video_mflops,
 )
@@ -59,7 +59,7 @@ def ratio_rows(pair: FeaturePair, schedules: Mapping[int, Schedule], measured: R
     averaging.append(Row("video@1 (%), averaging", "All C", measured=video1(measured["avg_pool", all_cheap])))
     costs.append(Row("MFLOPs, small", "All C", counted=video_mflops(pair, None, all_cheap)))
     cells = [*(("fast_gru", s) for s in schedules.values()), *(("avg_pool", s) for s in schedules.values())]
-    scores = rows_of_unbalanced(pair, [*accuracy, *averaging], [*cells, ("avg_pool", all_cheap)], measured)
+    scores = rows_of_real_videos(pair, [*accuracy, *averaging], [*cells, ("avg_pool", all_cheap)], measured)
     return [*accuracy, *averaging, *scores, *costs]
 
 
