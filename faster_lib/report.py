@@ -255,14 +255,14 @@ def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> d
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """Raise ValueError unless `seeds` is a list of at least one whole number, each different."""
-    return _check_whole_numbers("seeds", seeds, least=0)
+    return check_whole_numbers("seeds", seeds, least=0)
 
 
 def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) -> list[int]:
     """Raise ValueError unless `clips` lists different numbers of clips N, with L x N at most the profile's frames."""
     check_clip_frames(clip_frames)
     most = num_clips_covering(profile.data.video_frames, clip_frames)
-    counts = _check_whole_numbers("clips", clips, least=1)
+    counts = check_whole_numbers("clips", clips, least=1)
     if max(counts) > most:
         raise ValueError(f"clips is {counts}; at L = {clip_frames} a video of this profile has at most {most} clips")
     return counts
@@ -270,7 +270,7 @@ def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) 
 
 def check_lengths(lengths: Sequence[int], profile: Profile) -> dict[int, int]:
     """Give N for each clip length L of a list; ValueError unless L x N is the profile's frames, each L there once."""
-    for clip_frames in _check_whole_numbers("lengths", lengths, least=1):
+    for clip_frames in check_whole_numbers("lengths", lengths, least=1):
         check_clip_frames(clip_frames)
     return {clip_frames: num_clips_covering(profile.data.video_frames, clip_frames) for clip_frames in lengths}
 
@@ -303,7 +303,8 @@ def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
     return None if cell.value is None else cell
 
 
-def _check_whole_numbers(name: str, values: Sequence[int], *, least: int) -> list[int]:
+def check_whole_numbers(name: str, values: Sequence[int], *, least: int) -> list[int]:
+    """Raise ValueError unless a list holds at least one whole number, each different and none below `least`."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise ValueError(f"{name} is {values!r}; it must be a list of whole numbers, such as [0, 1, 2]")
     if any(isinstance(value, bool) or not isinstance(value, int) or value < least for value in values):

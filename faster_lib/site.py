@@ -30,6 +30,7 @@ ARTEFACTS = {
     "05": "Table 5: run time against FLOPs",
     "06": "Table 6: another expensive network",
     "07": "Tables 7 and 8, Fig. 4: the state of the art",
+    "08": "Table 8: from one data set to another",
 }
 ABOUT = """# FASTER kit: the paper beside this repository
 

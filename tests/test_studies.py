@@ -106,3 +106,63 @@ def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generat
     assert second.quantity == "video@1 (% of expected), averaging"
     assert [row.counted for row in (expected, used, missing, corrupt)] == [20, 16, 3, 1]
     assert rows_of_real_videos(SimpleNamespace(profile=TINY), rows, cells, measure(all_there)) == []
+
+
+@pytest.fixture
+def transfer(monkeypatch):
+    """Three folds of 10 test videos: FAST-GRU right in 8, 6, 4 of them, started anew in half as many, averages in 5."""
+    monkeypatch.setattr("faster_lib.studies.transfer.video_mflops", lambda pair, *cell: 1.0)
+    schedule = Schedule.ratio(8, 1)
+    cells = studies.cells_of_transfer(schedule)
+
+    def fold(right: int, *, seeds: int = 2) -> dict:
+        census = {"expected": 12, "used": 10, "missing": 1, "corrupt": 1}
+        (run,) = results("1" * right + "0" * (10 - right))
+        fast_gru = [run | census | {"video@1 of expected": run["video@1"] * 10 / 12}] * seeds
+        return {cell: fast_gru if cell[0] == "fast_gru" else results("1" * 5 + "0" * 5) for cell in cells.values()}
+
+    measured, anew = ({n: fold(right // part) for n, right in ((1, 8), (2, 6), (3, 4))} for part in (1, 2))
+    return schedule, measured, anew
+
+
+def test_transfer_compares_the_videos_of_all_folds_at_once_and_averages_over_folds(transfer):
+    schedule, measured, anew = transfer
+    assert studies.mean_over_folds(measured, ("fast_gru", schedule)) == [60, 60]
+    assert studies.mean_over_folds(measured, ("avg_pool", schedule)) == [50]
+    (claim,) = studies.judge_transfer(schedule, measured, anew)
+    assert claim.difference == 30 and claim.verdict == "holds"
+    assert claim.uncertainty == pytest.approx(200 * (0.3 * 0.7 / 29) ** 0.5, abs=0.01)  # of 30 videos, 9 differ
+
+
+def test_table_8_is_compared_only_at_the_papers_scale_with_its_clips_and_all_folds(transfer):
+    schedule, measured, anew = transfer
+    tiny = load_profile("tiny_ucf101")
+    data = tiny.data.model_copy(update={"root": "videos"})
+    networks = tiny.networks.model_copy(update={"width": 1.0})
+    full = tiny.model_copy(update={"scene": None, "data": data, "networks": networks})
+
+    def printed(profile, clip_frames: int, folds) -> float | None:
+        pair = SimpleNamespace(profile=profile, expensive=SimpleNamespace(clip_frames=clip_frames))
+        sides = [{n: side[n] for n in folds} for side in (measured, anew)]
+        rows = studies.transfer_rows(dict.fromkeys(folds, pair), schedule, *sides)
+        (row,) = (row for row in rows if row.quantity == "video@1 (%), FAST-GRU" and row.name == "mean")
+        assert [r.reported.value for r in rows if r.name == "FASTER32"] == [96.9]
+        assert len({(r.quantity, r.name) for r in rows}) == len(rows)
+        read = [r.counted for r in rows if r.quantity == "test videos, all folds"]
+        assert read == ([] if profile is tiny else [12 * len(folds), 10 * len(folds), len(folds), len(folds)])
+        return row.reported and row.reported.value
+
+    assert printed(full, 32, (1, 2, 3)) == 96.9
+    assert printed(full, 32, (1, 2)) is None and printed(full, 16, (1, 2, 3)) is None
+    assert printed(tiny, 32, (1, 2, 3)) is None
+
+
+def test_folds_are_refused_where_they_are_wrong_or_nothing_was_pretrained():
+    tiny = load_profile("tiny_ucf101")
+    assert [each.data.fold for each in studies.check_folds([3, 1], tiny).values()] == [3, 1]
+    with pytest.raises(ValueError, match="fold is 4; ucf101 and hmdb51 have folds, 1 to 3"):
+        studies.check_folds([4], tiny)
+    with pytest.raises(ValueError, match=r"folds is \[1, 1\]"):
+        studies.check_folds([1, 1], tiny)
+    with pytest.raises(ValueError, match="'tiny' has no pretraining; choose one that has, such as tiny_ucf101"):
+        studies.check_folds([1], load_profile("tiny"))

@@ -32,6 +32,17 @@ from faster_lib.studies.ratios import (
     judge_ratios,
     ratio_rows,
 )
+from faster_lib.studies.transfer import (
+    check_epochs,
+    check_folds,
+    draw_transfer,
+    fast_gru,
+    judge_transfer,
+    mean_over_folds,
+    measure_transfer,
+    seconds_of_transfer,
+    transfer_rows,
+)
 
 __all__ = [
     "NAMES",
@@ -42,6 +53,8 @@ __all__ = [
     "cells_of_generalization",
     "cells_of_growth",
     "cells_of_ratios",
+    "check_epochs",
+    "check_folds",
     "count_aggregators",
     "count_backbones",
     "count_generalization",
@@ -52,6 +65,8 @@ __all__ = [
     "draw_generalization",
     "draw_growth",
     "draw_ratios",
+    "draw_transfer",
+    "fast_gru",
     "generalization_rows",
     "growth_rows",
     "join_ratio_studies",
@@ -60,8 +75,13 @@ __all__ = [
     "judge_generalization",
     "judge_growth",
     "judge_ratios",
+    "judge_transfer",
+    "mean_over_folds",
+    "measure_transfer",
     "ratio_rows",
     "seconds_of",
+    "seconds_of_transfer",
+    "transfer_rows",
     "video1",
     "video_mflops",
 ]
