@@ -106,3 +106,12 @@ def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generat
     assert second.quantity == "video@1 (% of expected), averaging"
     assert [row.counted for row in (expected, used, missing, corrupt)] == [20, 16, 3, 1]
     assert rows_of_real_videos(SimpleNamespace(profile=TINY), rows, cells, measure(all_there)) == []
+
+
+def test_other_aggregators_than_those_of_table_4_can_be_tried_on_each_mix():
+    schedules = {x: Schedule.ratio(8, x) for x in (0, 1)}
+    usual, more = (set(studies.cells_of_ratios(schedules, others)) for others in ((), ["gru", "lstm"]))
+    assert more - usual == {(name, schedule) for name in ("gru", "lstm") for schedule in schedules.values()}
+    for wrong in ("gru", ["gru", "transformer"]):
+        with pytest.raises(ValueError, match=rf"others is .*{wrong[-1]}.*list of some of avg_pool, concat"):
+            studies.cells_of_ratios(schedules, wrong)
