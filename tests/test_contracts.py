@@ -25,7 +25,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 LAYERS = (
     ("paths", "paper", "profiles", "store"),
-    ("data.*", "backbones", "aggregators"),
+    ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
     ("faster", "flops"),
     ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
 )
@@ -33,7 +33,7 @@ LAYERS = (
 DOORS = {
     "decord": {"data.video"},
     "av": {"data.video"},
-    "torchvision.models": {"backbones"},
+    "torchvision.models": {"torchvision_backbones"},
     "torchvision.transforms": {"data.transforms"},
     "torchvision": set(),
     "pebble": {"data.scan"},
