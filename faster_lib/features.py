@@ -46,11 +46,15 @@ def features_entry(
         "seed": profile.backbone_training.seed,
         **what_videos_depend_on(profile, split, runs=runs),
     }
-    return Entry("features", f"{backbone.name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
+    name = backbone.name.replace("/", "-")
+    return Entry("features", f"{name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
 
 
 class Features(NamedTuple):
-    """Feature maps (videos, views, N, C, l, h, w), float16, of both networks, and the classes (videos,)."""
+    """Feature maps (videos, views, N, C, l, h, w), float16, of both networks, and the classes (videos,).
+
+    C, l, h and w may be others for each network.
+    """
 
     expensive: torch.Tensor
     cheap: torch.Tensor

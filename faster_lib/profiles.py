@@ -107,6 +107,15 @@ class Networks(Section):
     width: Rate
     reduction: Positive
 
+    @model_validator(mode="after")
+    def _one_start_each(self) -> "Networks":
+        if self.expensive == self.cheap and self.expensive_weights != self.cheap_weights:
+            raise ValueError(
+                f"expensive and cheap are both {self.cheap!r}, but expensive_weights is {self.expensive_weights!r} and "
+                f"cheap_weights is {self.cheap_weights!r}; one network starts from one file"
+            )
+        return self
+
 
 class Pretraining(Section):
     """What both stages start from: the networks and the recurrent unit of another profile."""
@@ -167,8 +176,9 @@ class Profile(Section):
 
     @property
     def is_paper_scale(self) -> bool:
-        """Whether accuracies may be compared with the paper's: real videos and networks of full width."""
-        return self.data.source != "generated" and self.networks.width == 1.0
+        """Whether accuracies may be compared with the paper's: real videos, and its networks at full width."""
+        is_papers = "/" not in self.networks.expensive + self.networks.cheap  # as torchvision's names have one
+        return self.data.source != "generated" and self.networks.width == 1.0 and is_papers
 
     @model_validator(mode="after")
     def _scene_matches(self) -> "Profile":

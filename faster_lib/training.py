@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import Backbone, build_backbone, check_clip_frames
+from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
+from faster_lib.checkpoints import is_weight_file
 from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, collate, generator_for
+from faster_lib.data.layouts import folder_of
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
@@ -45,7 +47,25 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
         **what_videos_depend_on(profile, profile.backbone_training.split, runs=runs),
     }
-    return Entry("backbones", f"{name}-L{clip_frames}", depends, runs)
+    if (weights := start_of(profile, name)) is not None:
+        depends["weights"] = _sha256(weights) if is_weight_file(weights) else weights
+    return Entry("backbones", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
+
+
+def start_of(profile: Profile, name: str) -> str | None:
+    """Give the weights from which a network's training starts: a file, torchvision's name for some, or None.
+
+    A relative file lies in `data/`, or in the folder that `FASTER_DATA` names.
+    """
+    networks = profile.networks
+    starts = {networks.cheap: networks.cheap_weights, networks.expensive: networks.expensive_weights}
+    weights = starts.get(name)
+    return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def train_backbone(
@@ -53,6 +73,7 @@ def train_backbone(
 ) -> TrainedBackbone:
     """Train a clip network (stage 1), or load it if it is trained or shipped; it comes back frozen, in eval mode.
 
+    The training starts from the weights that the profile names for this network, or from nothing.
     An interrupted training goes on from its last checkpoint and ends in the same weights. Convolutions and the
     classifier are kept in half precision, and every result is one of the weights so kept.
 
@@ -67,6 +88,8 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
+            if (weights := start_of(profile, name)) is not None:
+                load_weights(network, weights)
             videos = load_videos(profile, settings.split, runs=runs, is_training=True)
             measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
@@ -290,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train one clip network; what has been trained, or is shipped with the repository, is found again."""
     parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
-    parser.add_argument("--backbone", required=True, help="r2plus1d_50, r2d_26 or r3d_50")
+    parser.add_argument("--backbone", required=True, help="a name of build_backbone, such as r2d_26")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
     parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
     parser.add_argument(

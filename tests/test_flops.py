@@ -118,21 +118,18 @@ def test_a_whole_model_counted_at_once_costs_the_composed_total_but_for_the_clas
     assert round(parts * 1e9) - whole == (0 if name == "avg_pool" else 3 * fc - fc)
 
 
-@pytest.mark.parametrize("aggregator", ["avg_pool", "fast_gru"])
-def test_a_pair_of_unlike_maps_also_pays_for_each_cheap_clips_projection(aggregator):
+def test_a_pair_of_unlike_maps_also_pays_for_each_cheap_clips_projection():
     expensive, cheap = build_backbone("torchvision/r3d_18", 5), build_backbone("r2d_26", 5, 1 / 64)
     expensive.input_px = 32  # maps of 1 x 2 x 2 and 512 channels, for any clip; the cheap ones of 1 x 3 x 3 and 32
-    unit = build_aggregator(aggregator, 512)
-    size = {"L": 8, "size_px": 65}
-    running = running_gmacs(expensive=expensive, cheap=cheap, aggregator=unit, schedule="CCE", **size)
+    networks, size = {"expensive": expensive, "cheap": cheap, "schedule": "CCE"}, {"L": 8, "size_px": 65}
+    gru = build_aggregator("fast_gru", 512)
+    running = running_gmacs(**networks, aggregator=gru, **size)
     e, c = (count_macs(network, torch.zeros(1, 3, 8, 65, 65)) for network in (expensive, cheap))
-    projection = 0 if aggregator == "avg_pool" else 32 * 512 * 4
-    step = STEPS[aggregator][0](512, 4) * 4
-    one = c + projection
+    one, step = c + 32 * 512 * 4, STEPS["fast_gru"][0](512, 4) * 4
     assert [round(total * 1e9) for total in running] == [one, 2 * one + step, 2 * one + e + 2 * step]
-    whole = count_macs(Faster(expensive, cheap, unit, "CCE", 5), torch.zeros(1, 3, 3, 8, 65, 65))
-    classifiers = 0 if aggregator == "avg_pool" else 2 * 32 * 5 + 512 * 5 - 512 * 5
-    assert round(running[-1] * 1e9) - whole == classifiers
+    assert round(1e9 * video_gmacs(**networks, aggregator="avg_pool", **size)) == 2 * c + e
+    whole = count_macs(Faster(expensive, cheap, gru, "CCE", 5), torch.zeros(1, 3, 3, 8, 65, 65))
+    assert round(running[-1] * 1e9) - whole == 2 * 32 * 5  # the cheap network's classifier, twice
 
 
 def test_networks_are_counted_by_torchvisions_names_too_at_the_size_that_their_weights_need():
