@@ -28,6 +28,7 @@ LAYERS = (
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
     ("faster", "flops"),
     ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
+    ("estimate", "dryrun"),
 )
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
@@ -101,7 +102,7 @@ def test_an_outside_package_enters_through_its_own_door(module):
 
 
 # What puts experiments side by side with the paper and shows them, as against what the experiments run on.
-TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping")
+TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping", "dryrun")
 
 
 def test_the_library_stays_thin():
