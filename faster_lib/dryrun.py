@@ -38,10 +38,14 @@ from faster_lib.training import backbone_entry, train_backbone
 log = logging.getLogger(__name__)
 
 _FEW = {"train": 2, "test": 1}  # generated videos, where the profile has no scene
+_TELLING_SECONDS = 2.0  # of a stage; what ran for less was mostly starting up, and says nothing of the whole
 
 
 class Spent(NamedTuple):
-    """What a stage of a dry run took: its time, and the most memory that the process had had by its end."""
+    """What a stage of a dry run took: its time, and the most memory that the process had had by its end.
+
+    The time of stage 1 is that of its step and of the clips for it, building and saving left out.
+    """
 
     seconds: float
     peak_bytes: int
@@ -146,6 +150,7 @@ def _run_stages(small: Profile, clip_frames: int, schedule: Schedule, runs: Path
             trained.append(train_backbone(small, name, clip_frames, runs=runs, may_be_shipped=False))
         entry = backbone_entry(small, name, clip_frames, runs=runs)
         losses[role] = entry.record["measures"]["first_losses"][0]
+        spent[f"stage 1, {role}"] = spent[f"stage 1, {role}"]._replace(seconds=trained[-1].seconds)
     pair = FeaturePair(small, *trained, runs=runs)
     for split, stage in (("train", "features of training"), ("test", "features of evaluation")):
         with _watch(spent, stage):
@@ -189,15 +194,17 @@ def describe_whole(
         f"(source: {videos.source})",
         f"  hours on a GPU = 2 × MACs / ({tflops}e12 × {utilisation}) / 3600: operations a second at its peak (unless "
         "given, a V100 SXM2's in single precision), and the share that is reached (assumed)",
-        "  hours here = MACs / (MACs per second of that stage in the dry run) / 3600, decoding and start-up included",
+        "  hours here = MACs / (MACs per second of that stage in the dry run) / 3600, decoding and start-up included, "
+        f"where that stage ran for {_TELLING_SECONDS:.0f} s at least",
     ]
-    total = [0.0, 0.0]
     for stage, work in whole.macs.items():
-        here = run.spent[stage].seconds * work.value / max(done.macs[stage].value, 1) / 3600
-        there = gpu_hours(work.value, tflops=tflops, utilisation=utilisation)
-        total = [total[0] + there, total[1] + here]
-        lines.append(f"  {stage}: {work} = {work.value:.3g} MACs: {_hours(there)} on the GPU, {_hours(here)} here")
-    lines.append(f"  in all {_hours(total[0])} on the GPU, {_hours(total[1])} here, with one training of FAST-GRU")
+        hours = f"{_hours(gpu_hours(work.value, tflops=tflops, utilisation=utilisation))} on the GPU"
+        if (seconds := run.spent[stage].seconds) >= _TELLING_SECONDS:
+            hours += f", {_hours(seconds * work.value / max(done.macs[stage].value, 1) / 3600)} here"
+        lines.append(f"  {stage}: {work} = {work.value:.3g} MACs: {hours}")
+    total = sum(work.value for work in whole.macs.values())
+    total_hours = _hours(gpu_hours(total, tflops=tflops, utilisation=utilisation))
+    lines.append(f"  in all {total:.3g} MACs: {total_hours} on the GPU, with one training of FAST-GRU")
     for what, parts in (("disk", whole.disk), ("memory", whole.memory)):
         lines += [f"  {what}, {name}: {part} = {_size(part.value)}" for name, part in parts.items()]
     features = whole.disk["features of training"].value
@@ -232,8 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     profile, gpu = load_profile(given.profile), {"tflops": given.tflops, "utilisation": given.utilisation}
     gpu_hours(0, **gpu)  # says at once what is wrong with them
-    videos, costs = count_videos(profile), count_costs(profile, given.L)
-    run = dry_run(profile, given.L)
+    costs, run = count_costs(profile, given.L), dry_run(profile, given.L)
+    try:
+        videos = count_videos(profile)
+    except FileNotFoundError as error:
+        videos = run.videos._replace(source=f"the dry run's own, since the set's lists are not there: {error}")
     if profile.scene is not None:
         videos = videos._replace(mean_bytes=run.videos.mean_bytes)
     whole, done = (estimate(p, given.L, costs, v) for p, v in ((profile, videos), (run.small, run.videos)))
