@@ -182,7 +182,7 @@ def load_weights(network: Backbone | TorchvisionBackbone, weights: str | Path) -
     """
     is_torchvision = isinstance(network, TorchvisionBackbone)
     if is_weight_file(weights):
-        found = read_weights(Path(weights))
+        found = read_weights(Path(weights).expanduser())
     elif is_torchvision:
         found = fetch_weights(network, str(weights))
     else:

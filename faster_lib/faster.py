@@ -163,10 +163,8 @@ class Faster(nn.Module):
             return network.classify(feature).softmax(dim=-1)
         if tuple(int(side) for side in feature.shape[-3:]) != tuple(size):
             feature = nn.functional.adaptive_avg_pool3d(feature, size)
-        scale = self.feature_scales[0 if is_expensive else 1]
-        feature = scale * feature.contiguous(
-            memory_format=torch.channels_last_3d
-        )  # as `aggregators.Pointwise` likes it
+        feature = feature.contiguous(memory_format=torch.channels_last_3d)  # as `aggregators.Pointwise` likes it
+        feature = self.feature_scales[0 if is_expensive else 1] * feature
         return feature if is_expensive or self.projection is None else self.projection(feature)
 
     def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
