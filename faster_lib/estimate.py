@@ -98,11 +98,11 @@ def count_videos(profile: Profile) -> Videos:
 
 
 def _read_evaluated(profile: Profile) -> VideoList:
-    first, second = ("val", "test") if profile.data.source == "kinetics" else ("test", "val")
+    """Read the validation split, which is the paper's test on Kinetics, or the test where there is no other."""
     try:
-        return read_layout(profile.data, first)
+        return read_layout(profile.data, "val")
     except (FileNotFoundError, ValueError):
-        return read_layout(profile.data, second)
+        return read_layout(profile.data, "test")
 
 
 def measure_files(train: VideoList, evaluated: VideoList, source: str) -> Videos:

@@ -138,10 +138,10 @@ def test_videos_are_counted_by_their_lists_or_scene_and_an_unknown_set_without_l
     (tmp_path / "train.txt").write_text("a/1.mp4\na/2.mp4\nb/gone.mp4\n")
     (tmp_path / "val.txt").write_text("b/3.mp4\n")
     profile = with_key(load_profile("tank_state"), "data", root=str(tmp_path), num_classes=2)
-    (tmp_path / "test.txt").write_text("b/3.mp4\n")
     assert count_videos(profile)[:4] == (3, 1, 4, round(61 / 3))
-    (tmp_path / "test.txt").unlink()
-    assert count_videos(profile)[:4] == (3, 1, 4, round(61 / 3)), "val, where there is no test"
+    (tmp_path / "val.txt").rename(tmp_path / "test.txt")
+    (tmp_path / "val").mkdir()  # of no class, so that no video is in it
+    assert count_videos(profile)[:4] == (3, 1, 4, round(61 / 3)), "the test, where nothing is in val"
     assert count_videos(SMOKE)[:3] == (20, 16, 52)
     with pytest.raises(FileNotFoundError, match=r"data\.root is 'nowhere'"):
         count_videos(with_key(profile, "data", root="nowhere"))
