@@ -164,10 +164,11 @@ def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, 
         wanted = [(network, path) for network, path in zip(networks, paths, strict=True) if not path.is_file()]
         if wanted:
             jobs.append(delayed(_write_shards)(wanted, clips, range(first, min(first + size, len(clips)))))
-    done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
-    labels = " and ".join(entry.label for _, entry in parts)
-    for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(jobs)):
-        pass
+    if jobs:
+        done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
+        labels = " and ".join(entry.label for _, entry in parts)
+        for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(jobs)):
+            pass
     return -(-len(clips) // size)
 
 
