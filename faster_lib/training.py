@@ -39,6 +39,11 @@ RECIPE_BACKBONE = 3  # raised whenever the same profile would train another netw
 def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> Entry:
     """Name the place of a trained clip network among all that the profile could train."""
     check_clip_frames(clip_frames)
+    if profile.pretraining is not None:
+        raise ValueError(
+            f"pretraining.profile is {profile.pretraining.profile!r}, but starting from another profile's "
+            "networks is not built yet; write pretraining: null, and name weight files by networks.expensive_weights"
+        )
     depends = {
         "recipe": RECIPE_BACKBONE,
         "network": name,

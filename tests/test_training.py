@@ -333,3 +333,8 @@ def test_macro_f1_counts_every_class_alike_whatever_its_share():
     assert found["video@1 of expected"] == 60 and {key: found[key] for key in census} == census
     # Class 0: precision 1, recall 2/3; class 1: 1/2 and 1; class 2 is never said nor meant and counts 0.
     assert found["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 0) / 3)
+
+
+def test_a_pretraining_is_refused_and_never_ignored():
+    with pytest.raises(ValueError, match=r"pretraining.profile is 'kinetics400'.*not built yet"):
+        training.backbone_entry(load_profile("ucf101"), "r2d_26", 8)
