@@ -1,16 +1,30 @@
-"""The clip-level networks of Table 1, as data read by one builder."""
+"""The clip-level networks of Table 1, as data read by one builder, and the way to all other networks and weights."""
 
 import copy
 import itertools
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-CLIP_FRAMES_MULTIPLE = 8  # Source: Table 1, every network turns L frames into a feature map of L/8
+from faster_lib.checkpoints import fit_weights, is_weight_file, read_weights
+from faster_lib.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, check_clips
+from faster_lib.torchvision_backbones import (
+    PREFIX,
+    TORCHVISION,
+    TorchvisionBackbone,
+    build_torchvision,
+    fetch_weights,
+    rename_weights,
+)
+
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
+
+
+SPACE_STRIDE = 32  # Source: Table 1, 224 pixels become 7
 
 
 class Stage(NamedTuple):
@@ -113,6 +127,11 @@ class Backbone(nn.Module):
         check_clips(clips)
         return self.stages(self.pool(self.stem(clips)))
 
+    def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
+        clip_frames, *sides = clip_size
+        return clip_frames // CLIP_FRAMES_MULTIPLE, *(math.ceil(side / SPACE_STRIDE) for side in sides)
+
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Pool a feature map globally and score it.
 
@@ -124,30 +143,51 @@ class Backbone(nn.Module):
         return self.classify(self.features(clips))
 
 
-def build_backbone(name: str, num_classes: int = 400, width: float = 1.0) -> Backbone:
-    """Build a network of Table 1 with fresh weights.
+def build_backbone(
+    name: str, num_classes: int = 400, width: float = 1.0, weights: str | Path | None = None
+) -> Backbone | TorchvisionBackbone:
+    """Build a network of Table 1 or one of torchvision's, with fresh weights unless some are given.
 
     Args:
-        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones).
-        width: scales every channel count but the input's and the classes'.
+        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/r2plus1d_18",
+            "torchvision/r3d_18", "torchvision/mc3_18" or "torchvision/s3d".
+        width: scales every channel count but the input's and the classes'; torchvision's networks have 1.0 alone.
+        weights: as `load_weights` takes them.
 
-    Raises: ValueError for an unknown name, a width that is not positive, or fewer than one class.
+    Raises: ValueError for an unknown name, a width that is not positive, or fewer than one class; what `load_weights`
+        raises.
     """
-    if name not in TABLE_1:
-        raise ValueError(f"unknown network {name!r}; choose one of {', '.join(TABLE_1)}")
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
-    return Backbone(TABLE_1[name], num_classes=num_classes, width=width)
+    if name in TABLE_1:
+        network = Backbone(TABLE_1[name], num_classes=num_classes, width=width)
+    elif isinstance(name, str) and name.startswith(PREFIX):
+        network = build_torchvision(name.removeprefix(PREFIX), num_classes, width)
+    else:
+        known = ", ".join([*TABLE_1, *(PREFIX + other for other in TORCHVISION)])
+        raise ValueError(f"unknown network {name!r}; choose one of {known}")
+    if weights is not None:
+        load_weights(network, weights)
+    return network
 
 
-def build_s3d(num_classes: int = 400) -> nn.Module:
-    """Build torchvision's S3D with fresh weights, for counting a competitor of Table 7.
+def load_weights(network: Backbone | TorchvisionBackbone, weights: str | Path) -> None:
+    """Put weights into a network; a classifier of another number of classes is left out, with a warning.
 
-    Source: Xie et al. 2018, as torchvision has it.
+    Args:
+        weights: a file ending in .safetensors, .pth or .pt, none of whose code is run; for torchvision's networks also
+            torchvision's name for published weights, such as "KINETICS400_V1" or "DEFAULT".
+
+    Raises: ValueError for an unknown name, a file that holds code, or weights whose keys or shapes do not match.
     """
-    from torchvision.models.video import s3d  # here, since nothing else needs torchvision's models
-
-    return s3d(weights=None, num_classes=num_classes)
+    is_torchvision = isinstance(network, TorchvisionBackbone)
+    if is_weight_file(weights):
+        found = read_weights(Path(weights).expanduser())
+    elif is_torchvision:
+        found = fetch_weights(network, str(weights))
+    else:
+        raise ValueError(f"weights is {weights!r}; for a network of Table 1 it must end in .safetensors, .pth or .pt")
+    fit_weights(network, rename_weights(found) if is_torchvision else found, str(weights))
 
 
 class Layer(NamedTuple):
@@ -216,16 +256,18 @@ def _layer(name: str, calls: list[_Call]) -> Layer:
     return Layer(name, kernels, strides, beside, "×".join(map(str, main[-1].size[2:])))
 
 
-def fold_batch_norm(network: Backbone) -> Backbone:
+def fold_batch_norm(network: Backbone | TorchvisionBackbone) -> Backbone | TorchvisionBackbone:
     """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
 
-    The copy computes the same to rounding and has no batch norm to train.
+    The copy computes the same to rounding. A batch norm stays where no convolution comes straight before it in the same
+    sequence, as some of torchvision's do; Table 1's networks keep none.
     """
     folded = copy.deepcopy(network).eval()
     for part in folded.modules():
-        if isinstance(part, nn.Sequential) and len(part) == 2 and isinstance(part[1], nn.BatchNorm3d):
-            part[0] = fuse_conv_bn_eval(part[0], part[1])
-            part[1] = nn.Identity()
+        if isinstance(part, nn.Sequential):
+            for place, (first, second) in enumerate(itertools.pairwise(list(part))):
+                if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
+                    part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
     return folded
 
 
@@ -235,25 +277,6 @@ def factorised_width(width: int) -> int:
     Source: Tran et al. 2018, section 3.5, with the bottleneck's width as both the input and the output channels.
     """
     return 27 * width * width // (9 * width + 3 * width)
-
-
-def check_clips(clips: torch.Tensor) -> None:
-    """Raise ValueError unless `clips` has shape (B, 3, L, H, W) with L a positive multiple of 8."""
-    shape = tuple(int(size) for size in clips.shape)  # whole numbers also while a tracer watches
-    if len(shape) != 5 or shape[1] != 3:
-        raise ValueError(f"clips have shape {shape}; they must be (B, 3, L, H, W), colour before frames")
-    check_clip_frames(shape[2])
-
-
-def check_clip_frames(clip_frames: int) -> None:
-    """Raise ValueError unless the clip length L is a positive multiple of 8."""
-    if isinstance(clip_frames, bool) or not isinstance(clip_frames, int):
-        raise ValueError(f"L is {clip_frames!r}; the frames per clip must be a whole number, such as 8, 16 or 32")
-    if clip_frames < 1 or clip_frames % CLIP_FRAMES_MULTIPLE:
-        raise ValueError(
-            f"L is {clip_frames}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
-            "such as 8, 16 or 32, since the networks reduce time by 8"
-        )
 
 
 def conv_bn(

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from faster_lib.aggregators import Aggregator
+from faster_lib.aggregators import Aggregator, Pointwise
 from faster_lib.backbones import Backbone, check_clip_frames
+from faster_lib.torchvision_backbones import TorchvisionBackbone
 
 
 class Schedule(str):
@@ -65,6 +66,10 @@ class StreamState(NamedTuple):
 class Faster(nn.Module):
     """Classify a video from its clips.
 
+    Where the two networks' feature maps differ, the expensive one's is what the aggregator gets: the cheap one's is
+    brought to its l x h x w by adaptive average pooling, which repeats where the map is coarser, and to its channels by
+    a learned 1x1x1 convolution, `projection`, both after the scale. That is ours; the paper's maps agree.
+
     Shape: (B, N, 3, L, H, W) -> (B, num_classes) logits; N at most the schedule's length
     Args:
         num_classes: of the classifier over the aggregated features. Averaging uses the networks' own classifiers.
@@ -77,8 +82,8 @@ class Faster(nn.Module):
 
     def __init__(
         self,
-        expensive: Backbone,
-        cheap: Backbone,
+        expensive: Backbone | TorchvisionBackbone,
+        cheap: Backbone | TorchvisionBackbone,
         aggregator: Aggregator,
         schedule: Schedule | str,
         num_classes: int,
@@ -94,10 +99,15 @@ class Faster(nn.Module):
             raise ValueError(f"feature_scales is {feature_scales}; it must be two positive numbers")
         self.register_buffer("feature_scales", torch.tensor(feature_scales))
         if aggregator.aggregates_scores:
-            self._check_equal("classes", expensive.classifier.out_features, cheap.classifier.out_features, num_classes)
-            self.classifier = None
+            self._check_classes(num_classes)
+            self.projection, self.classifier = None, None
         else:
-            self._check_equal("channels", expensive.channels, cheap.channels, aggregator.channels)
+            if expensive.channels != aggregator.channels:
+                raise ValueError(
+                    f"channels differ: {expensive.channels} of the expensive network, {aggregator.channels} of the "
+                    "aggregator"
+                )
+            self.projection = build_projection(cheap.channels, expensive.channels)
             self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -126,31 +136,36 @@ class Faster(nn.Module):
 
         Shape: two of (B, N, C, l, h, w) -> (B, num_classes) logits
         """
-        if expensive.shape != cheap.shape or expensive.ndim != 6:
+        wanted = [(*expensive.shape[:2], network.channels) for network in (self.expensive, self.cheap)]
+        if expensive.ndim != 6 or cheap.ndim != 6 or [maps.shape[:3] for maps in (expensive, cheap)] != wanted:
             raise ValueError(
-                f"features have shapes {tuple(expensive.shape)} and {tuple(cheap.shape)}; "
-                "both must be the same (B, N, C, l, h, w)"
+                f"features have shapes {tuple(expensive.shape)} and {tuple(cheap.shape)}; they must be "
+                f"(B, N, {self.expensive.channels}, l, h, w) and (B, N, {self.cheap.channels}, l, h, w)"
             )
         self._check_num_clips(expensive.shape[1])
         state = None
         for t, maps in enumerate(zip(expensive.unbind(1), cheap.unbind(1), strict=True)):
             is_expensive = self.schedule.is_expensive[t]
-            feature = self._prepare(maps[0] if is_expensive else maps[1], is_expensive)
+            feature = self._prepare(maps[0] if is_expensive else maps[1], is_expensive, maps[0].shape[-3:])
             state = self._advance(feature, state)
         return self._classify(state)
 
     def _look(self, clip: torch.Tensor, state: StreamState | None) -> torch.Tensor:
         is_expensive = self.schedule.is_expensive[0 if state is None else state.num_clips]
         network = self.expensive if is_expensive else self.cheap
-        return self._prepare(network.features(clip), is_expensive)
+        size = self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
+        return self._prepare(network.features(clip), is_expensive, size)
 
-    def _prepare(self, feature: torch.Tensor, is_expensive: bool) -> torch.Tensor:
-        """Turn a feature map into the aggregator's x_t: scores for averaging, otherwise the scaled map."""
+    def _prepare(self, feature: torch.Tensor, is_expensive: bool, size: tuple[int, int, int]) -> torch.Tensor:
+        """Turn a feature map into the aggregator's x_t: scores for averaging, otherwise the scaled map of `size`."""
         if self.aggregator.aggregates_scores:
             network = self.expensive if is_expensive else self.cheap
             return network.classify(feature).softmax(dim=-1)
-        scale = self.feature_scales[0 if is_expensive else 1]
-        return scale * feature.contiguous(memory_format=torch.channels_last_3d)  # as `aggregators.Pointwise` likes it
+        if tuple(int(side) for side in feature.shape[-3:]) != tuple(size):
+            feature = nn.functional.adaptive_avg_pool3d(feature, size)
+        feature = feature.contiguous(memory_format=torch.channels_last_3d)  # as `aggregators.Pointwise` likes it
+        feature = self.feature_scales[0 if is_expensive else 1] * feature
+        return feature if is_expensive or self.projection is None else self.projection(feature)
 
     def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
         """Go on by one clip; every way through the model comes by here."""
@@ -170,11 +185,24 @@ class Faster(nn.Module):
                 f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
             )
 
-    def _check_equal(self, what: str, expensive: int, cheap: int, wanted: int) -> None:
+    def _check_classes(self, wanted: int) -> None:
+        expensive, cheap = (network.classifier.out_features for network in (self.expensive, self.cheap))
         if not expensive == cheap == wanted:
             raise ValueError(
-                f"{what} differ: {expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
+                f"classes differ: {expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
             )
+
+
+def build_projection(cheap_channels: int, channels: int) -> Pointwise | None:
+    """Build the convolution from the cheap network's channels to the expensive one's; None where they are as many.
+
+    It starts so that features of a mean square of 1 keep it, on average.
+    """
+    if cheap_channels == channels:
+        return None
+    projection = Pointwise(cheap_channels, channels)
+    nn.init.normal_(projection.weight, std=cheap_channels**-0.5)
+    return projection
 
 
 def _check_whole(name: str, value: Any, *, least: int) -> None:

@@ -47,11 +47,15 @@ def features_entry(
         "seed": profile.backbone_training.seed,
         **what_videos_depend_on(profile, split, runs=runs),
     }
-    return Entry("features", f"{backbone.name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
+    name = backbone.name.replace("/", "-")
+    return Entry("features", f"{name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
 
 
 class Features(NamedTuple):
-    """Feature maps (videos, views, N, C, l, h, w), float16, of both networks, and the classes (videos,)."""
+    """Feature maps (videos, views, N, C, l, h, w), float16, of both networks, and the classes (videos,).
+
+    C, l, h and w may be others for each network.
+    """
 
     expensive: torch.Tensor
     cheap: torch.Tensor
@@ -88,8 +92,7 @@ class FeaturePair:
         """
         for split in splits:
             for num_clips in (clips if split != "train" else ()) or [self.num_clips]:
-                for backbone in (self.expensive, self.cheap):
-                    extract_features(self.profile, backbone, split, num_clips, runs=self.runs)
+                extract_features(self.profile, (self.expensive, self.cheap), split, num_clips, runs=self.runs)
 
     def load(self, split: str, num_clips: int | None = None) -> Features:
         """Give a split's feature maps, both networks' of the same clips; the largest N unless another is asked for."""
@@ -112,27 +115,30 @@ class FeaturePair:
 
 
 def extract_features(
-    profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
-) -> Entry:
-    """Compute a split's feature maps unless they are there; missing shards alone are computed.
+    profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int, *, runs: Path = RUNS
+) -> list[Entry]:
+    """Compute a split's feature maps by some networks, unless they are there; missing shards alone are computed.
 
-    The training split has `views` random samplings of N clips, the others one uniform sampling.
+    A video is decoded once for all networks. The training split has `views` random samplings of N clips, the others one
+    uniform sampling.
     """
-    entry = features_entry(profile, backbone, split, num_clips, runs=runs)
+    entries = [features_entry(profile, backbone, split, num_clips, runs=runs) for backbone in backbones]
+    missing = [(b, entry) for b, entry in zip(backbones, entries, strict=True) if not entry.is_complete]
 
     def make() -> dict[str, int]:
         clips = VideoClips(
             load_videos(profile, split, runs=runs, is_training=split == "train"),
             profile.data,
-            clip_frames=backbone.clip_frames,
+            clip_frames=backbones[0].clip_frames,
             num_clips=num_clips,
             views=_views(profile, split),
             seed=profile.backbone_training.seed,
         )
-        return {"shards": _extract(backbone.network, clips, profile, entry), "videos": len(clips)}
+        return {"shards": _extract(missing, clips, profile), "videos": len(clips)}
 
-    entry.complete(make)
-    return entry
+    for _, entry in missing:  # the first one makes the shards of all
+        entry.complete(make)
+    return entries
 
 
 def load_features(
@@ -142,7 +148,7 @@ def load_features(
 
     Shape: -> features (videos, views, N, C, l, h, w) float16, targets (videos,)
     """
-    entry = extract_features(profile, backbone, split, num_clips, runs=runs)
+    (entry,) = extract_features(profile, [backbone], split, num_clips, runs=runs)
     shards = [load_file(path) for path in sorted(entry.path.glob("shard_*.safetensors"))]
     expected = entry.record["measures"]["videos"]
     if sum(len(shard["targets"]) for shard in shards) != expected:
@@ -154,29 +160,36 @@ def _views(profile: Profile, split: str) -> int:
     return profile.aggregator_training.views if split == "train" else 0
 
 
-def _extract(network: Backbone, clips: VideoClips, profile: Profile, entry: Entry) -> int:
+def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, profile: Profile) -> int:
     """Compute the missing shards side by side, each with one thread, so that their number changes no result."""
-    size = profile.loading.shard_videos
-    parts = {
-        entry.path / f"shard_{number:05d}.safetensors": range(number * size, min((number + 1) * size, len(clips)))
-        for number in range(-(-len(clips) // size))
-    }
-    missing = {path: videos for path, videos in parts.items() if not path.is_file()}
-    network = fold_batch_norm(network).to(memory_format=torch.channels_last_3d)
-    jobs = (delayed(_write_shard)(network, clips, videos, path) for path, videos in missing.items())
-    done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
-    for _ in tqdm(done, desc=f"extract {entry.label}", unit="shard", total=len(missing)):
-        pass
-    return len(parts)
+    size, networks, folders = profile.loading.shard_videos, [], []
+    for backbone, entry in parts:
+        networks.append(fold_batch_norm(backbone.network).to(memory_format=torch.channels_last_3d))
+        entry.path.mkdir(parents=True, exist_ok=True)
+        folders.append(entry.path)
+    jobs = []
+    for number, first in enumerate(range(0, len(clips), size)):
+        paths = [folder / f"shard_{number:05d}.safetensors" for folder in folders]
+        wanted = [(network, path) for network, path in zip(networks, paths, strict=True) if not path.is_file()]
+        if wanted:
+            jobs.append(delayed(_write_shards)(wanted, clips, range(first, min(first + size, len(clips)))))
+    if jobs:
+        done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
+        labels = " and ".join(entry.label for _, entry in parts)
+        for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(jobs)):
+            pass
+    return -(-len(clips) // size)
 
 
-def _write_shard(network: Backbone, clips: VideoClips, videos: range, path: Path) -> None:
+def _write_shards(wanted: Sequence[tuple[Backbone, Path]], clips: VideoClips, videos: range) -> None:
     with one_thread():
-        features, targets = zip(
-            *((compute_features(network, views), target) for views, target in map(clips.__getitem__, videos)),
-            strict=True,
-        )
-        write_whole(path, save({"features": torch.stack(features), "targets": torch.tensor(targets)}))
+        features, targets = [[] for _ in wanted], []
+        for views, target in map(clips.__getitem__, videos):
+            for kept, (network, _) in zip(features, wanted, strict=True):
+                kept.append(compute_features(network, views))
+            targets.append(target)
+        for kept, (_, path) in zip(features, wanted, strict=True):
+            write_whole(path, save({"features": torch.stack(kept), "targets": torch.tensor(targets)}))
 
 
 @contextmanager

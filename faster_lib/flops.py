@@ -7,7 +7,6 @@ cost is composed of its clips' costs, each network being counted once.
 import functools
 import itertools
 import logging
-import math
 import warnings
 
 import torch
@@ -19,16 +18,17 @@ with warnings.catch_warnings():  # importing it scripts two losses that nobody h
 
 from faster_lib.aggregators import Aggregator, build_aggregator
 from faster_lib.backbones import build_backbone, check_clip_frames
-from faster_lib.faster import Schedule
+from faster_lib.faster import Schedule, build_projection
 
 # Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92
 # without batch norm and 120.58 with it.
 _NOT_IN_CONVENTION = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "adaptive_avg_pool3d")
-# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, softmax, dropout, views.
+# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, resizing, softmax, dropout,
+# views.
 _FREE = """
-    sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d softmax log clamp_min
-    dropout rsub sub sub_ neg add add_ mul mul_ div div_ stack cat chunk unsafe_chunk split unbind select movedim zeros
-    zeros_like ones_like
+    sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d _upsample_bilinear2d_aa
+    softmax log clamp_min dropout rsub sub sub_ neg add add_ mul mul_ div div_ stack cat chunk unsafe_chunk split unbind
+    select movedim zeros zeros_like ones_like
 """
 
 
@@ -73,6 +73,8 @@ def video_gmacs(
 ) -> float:
     """Compose the cost of one video, in 1e9 MACs: each clip's network, and N - 1 steps of the aggregator.
 
+    Where the networks' maps differ in channels, each cheap clip also pays for its projection (`Faster`).
+
     Args:
         expensive, cheap: a network, or a name of `build_backbone` at the paper's size (400 classes).
         aggregator: likewise, at the channels of the expensive network; None or "avg_pool" costs nothing.
@@ -104,9 +106,12 @@ def running_gmacs(
     networks = {"E": expensive, "C": cheap}
     clip = {letter: _clip_macs(networks[letter], L, size_px) for letter in sorted(set(schedule))}
     step = 0
-    if aggregator is not None and len(schedule) > 1:
-        channels = 2048 if isinstance(expensive, str) else expensive.channels
-        step = _step_macs(aggregator, channels, L, size_px)
+    if aggregator is not None:
+        reference = _built(expensive)
+        size = reference.feature_size((L, size_px, size_px))
+        step = _step_macs(aggregator, reference.channels, size)
+        if step and "C" in clip:  # averaging scores needs no maps of one size
+            clip["C"] += _projection_macs(_built(cheap).channels, reference.channels, size)
     spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
     return [total / 1e9 for total in spent]
 
@@ -145,9 +150,22 @@ def _named_clip_macs(name: str, clip_frames: int, size_px: int) -> int:
     return _clip_macs(build_backbone(name), clip_frames, size_px)
 
 
-def _step_macs(aggregator: str | Aggregator, channels: int, clip_frames: int, size_px: int) -> int:
-    side = math.ceil(size_px / 32)
-    feature_size = (clip_frames // 8, side, side)
+def _built(network: str | nn.Module) -> nn.Module:
+    return _named_shapes(network) if isinstance(network, str) else network
+
+
+@functools.cache
+def _named_shapes(name: str) -> nn.Module:
+    with torch.device("meta"):  # shapes without numbers
+        return build_backbone(name)
+
+
+def _projection_macs(cheap_channels: int, channels: int, feature_size: tuple[int, int, int]) -> int:
+    projection = build_projection(cheap_channels, channels)
+    return 0 if projection is None else count_macs(projection, torch.zeros(1, cheap_channels, *feature_size))
+
+
+def _step_macs(aggregator: str | Aggregator, channels: int, feature_size: tuple[int, int, int]) -> int:
     if isinstance(aggregator, str):
         return _named_step_macs(aggregator, channels, feature_size)
     return step_macs(aggregator, feature_size)

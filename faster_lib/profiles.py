@@ -107,6 +107,15 @@ class Networks(Section):
     width: Rate
     reduction: Positive
 
+    @model_validator(mode="after")
+    def _one_start_each(self) -> "Networks":
+        if self.expensive == self.cheap and self.expensive_weights != self.cheap_weights:
+            raise ValueError(
+                f"expensive and cheap are both {self.cheap!r}, but expensive_weights is {self.expensive_weights!r} and "
+                f"cheap_weights is {self.cheap_weights!r}; one network starts from one file"
+            )
+        return self
+
 
 class Pretraining(Section):
     """What both stages start from: the networks and the recurrent unit of another profile."""
@@ -177,8 +186,9 @@ class Profile(Section):
 
     @property
     def is_paper_scale(self) -> bool:
-        """Whether accuracies may be compared with the paper's: real videos and networks of full width."""
-        return self.scene is None and self.networks.width == 1.0
+        """Whether accuracies may be compared with the paper's: real videos, and its networks at full width."""
+        is_papers = "/" not in self.networks.expensive + self.networks.cheap  # as torchvision's names have one
+        return self.scene is None and self.networks.width == 1.0 and is_papers
 
     def in_fold(self, fold: int) -> "Profile":
         """Give the same profile on another of the official splits of UCF-101 or HMDB-51.
@@ -201,6 +211,9 @@ class Profile(Section):
                 f"data.source is {self.data.source!r} and data.annotations {self.data.annotations!r}, but there is a "
                 "scene; generated videos come with their lists, in any layout but annotated"
             )
+        weights = {key: getattr(self.networks, key) for key in ("expensive_weights", "cheap_weights")}
+        if self.pretraining is not None and any(weights.values()):
+            raise ValueError(f"networks has {weights}, but pretraining gives both networks; leave one of the two null")
         if self.scene is not None and self.scene.frames != self.data.video_frames:
             raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
         return self

@@ -63,6 +63,9 @@ class Setup:
     @property
     def is_paper_size(self) -> bool:
         """Whether networks and clips are those of Table 5."""
+        names = self.profile.networks
+        if (names.expensive, names.cheap) != ("r2plus1d_50", "r2d_26"):
+            return False
         return (self.width, self.size_px, self.clip_frames, self.num_clips) == (1.0, 224, 32, 8)
 
     @property
@@ -138,8 +141,7 @@ def count(setup: Setup) -> dict[str, float]:
     form = {"L": setup.clip_frames, "size_px": setup.size_px}
     costs = {}
     for pattern, (name, schedule) in setup.patterns().items():
-        aggregator = build_aggregator(name, round(2048 * setup.width))
-        costs[pattern] = video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **form)
+        costs[pattern] = video_gmacs(**networks, aggregator=name, schedule=schedule, **form)
     return costs
 
 

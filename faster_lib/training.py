@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import Backbone, build_backbone, check_clip_frames
+from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
+from faster_lib.checkpoints import is_weight_file
 from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, collate, generator_for
+from faster_lib.data.layouts import folder_of
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, Features, TrainedBackbone
+from faster_lib.optimisation import build_optimiser, take_step
 from faster_lib.paths import RUNS
-from faster_lib.profiles import BackboneTraining, Optimisation, Profile, load_profile
+from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.store import Entry, write_whole
 
 log = logging.getLogger(__name__)
@@ -48,9 +51,27 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
         **what_videos_depend_on(profile, profile.backbone_training.split, runs=runs),
     }
+    if (weights := start_of(profile, name)) is not None:
+        depends["weights"] = _sha256(weights) if is_weight_file(weights) else weights
     if (before := _pretrained(profile, name, clip_frames, runs)) is not None:
         depends["pretrained"] = before.weights_sha256
-    return Entry("backbones", f"{name}-L{clip_frames}", depends, runs)
+    return Entry("backbones", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
+
+
+def start_of(profile: Profile, name: str) -> str | None:
+    """Give the weights from which a network's training starts: a file, torchvision's name for some, or None.
+
+    A relative file lies in `data/`, or in the folder that `FASTER_DATA` names.
+    """
+    networks = profile.networks
+    starts = {networks.cheap: networks.cheap_weights, networks.expensive: networks.expensive_weights}
+    weights = starts.get(name)
+    return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pretrained(profile: Profile, name: str, clip_frames: int, runs: Path) -> TrainedBackbone | None:
@@ -64,7 +85,8 @@ def train_backbone(
 ) -> TrainedBackbone:
     """Train a clip network (stage 1), or load it if it is trained or shipped; it comes back frozen, in eval mode.
 
-    With a pre-training it starts from the network of that profile, all but the classifier. The paper does not say more.
+    The training starts from the weights that the profile names for this network, from the network of the profile that
+    it is pre-trained in, all but the classifier, or from nothing.
     An interrupted training goes on from its last checkpoint and ends in the same weights. Convolutions and the
     classifier are kept in half precision, and every result is one of the weights so kept.
 
@@ -74,15 +96,17 @@ def train_backbone(
     settings = profile.backbone_training
     network = seeded(settings.seed, build_backbone, name, profile.data.num_classes, profile.networks.width)
     before = _pretrained(profile, name, clip_frames, runs)
-    if before is not None:
-        kept = {k: v for k, v in before.network.state_dict().items() if not k.startswith("classifier.")}
-        network.load_state_dict(kept, strict=False)
 
     def make() -> dict[str, Any]:
         if may_be_shipped and (found := entry.shipped()) is not None:
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
+            if (weights := start_of(profile, name)) is not None:
+                load_weights(network, weights)
+            if before is not None:
+                kept = {k: v for k, v in before.network.state_dict().items() if not k.startswith("classifier.")}
+                network.load_state_dict(kept, strict=False)
             videos = load_videos(profile, settings.split, runs=runs, is_training=True)
             measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
@@ -266,53 +290,11 @@ def seeded(seed: int, build, *args):
         return build(*args)
 
 
-def build_optimiser(
-    parameters: Iterable[nn.Parameter], settings: Optimisation, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Build the optimiser and its schedule: linear warm-up, then a half cosine down to 0.
-
-    Source: the cosine is FASTER's (Loshchilov and Hutter 2016).
-    """
-    parameters = list(parameters)
-    if settings.optimiser == "sgd":
-        optimiser = torch.optim.SGD(
-            parameters, settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    else:
-        betas = (settings.momentum, 0.999)
-        optimiser = torch.optim.AdamW(
-            parameters, settings.learning_rate, betas=betas, weight_decay=settings.weight_decay
-        )
-    warmup = max(1, round(settings.warmup_share * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-
-
-def take_step(loss, parameters, optimiser, schedule, settings: Optimisation) -> None:
-    """Do one optimiser step, with the gradient's norm clipped if the settings say so.
-
-    Raises: FloatingPointError if the loss is not finite.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss.item()}; lower learning_rate, which is {settings.learning_rate}")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    if settings.clip_gradient_norm:
-        nn.utils.clip_grad_norm_(parameters, settings.clip_gradient_norm)
-    optimiser.step()
-    schedule.step()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train one clip network; what has been trained, or is shipped with the repository, is found again."""
     parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
-    parser.add_argument("--backbone", required=True, help="r2plus1d_50, r2d_26 or r3d_50")
+    parser.add_argument("--backbone", required=True, help="a name of build_backbone, such as r2d_26")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
     parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
     parser.add_argument(

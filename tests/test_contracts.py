@@ -25,15 +25,16 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 LAYERS = (
     ("paths", "paper", "profiles", "store"),
-    ("data.*", "backbones", "aggregators"),
-    ("faster", "flops"),
+    ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
+    ("faster", "flops", "optimisation"),
     ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
+    ("estimate", "dryrun"),
 )
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
     "decord": {"data.video"},
     "av": {"data.video"},
-    "torchvision.models": {"backbones"},
+    "torchvision.models": {"torchvision_backbones"},
     "torchvision.transforms": {"data.transforms"},
     "torchvision": set(),
     "pebble": {"data.scan"},
@@ -101,15 +102,15 @@ def test_an_outside_package_enters_through_its_own_door(module):
 
 
 # What puts experiments side by side with the paper and shows them, as against what the experiments run on.
-TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping")
+TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping", "dryrun", "estimate")
 
 
 def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 3800
-    assert sum(lines[path] for path in telling) <= 2700
+    assert sum(lines[path] for path in set(lines) - telling) <= 4000
+    assert sum(lines[path] for path in telling) <= 2950
 
 
 @pytest.mark.parametrize("module", MODULES)

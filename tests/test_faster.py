@@ -96,6 +96,65 @@ def test_streaming_and_stored_features_give_exactly_what_the_whole_video_gives(n
     assert all((one - other).abs().max() > 1e-5 for one, other in pairwise(results))
 
 
+UNLIKE = {  # expensive and cheap, with the sizes of their maps for clips of 8 x 33 x 40
+    "finer in time, coarser in space": (("r2plus1d_50", 1 / 64), ("torchvision/mc3_18", 1.0)),  # 1x2x2 and 8x1x1
+    "finer in space": (("torchvision/r3d_18", 1.0), ("r2d_26", 1 / 64)),  # 1x1x1 and 1x2x2
+    "channels": (("r2plus1d_50", 1 / 64), ("r2d_26", 1 / 32)),
+}
+
+
+def make_unlike(aggregator: str, schedule: str, pair: str) -> Faster:
+    torch.manual_seed(0)
+    networks = [build_backbone(name, CLASSES, width) for name, width in UNLIKE[pair]]
+    for network in networks:
+        network.input_px = 16  # of torchvision's alone
+    aggregator = build_aggregator(aggregator, networks[0].channels)
+    return Faster(*networks, aggregator, schedule, CLASSES, feature_scales=(2.0, 3.0)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pair", UNLIKE)
+@pytest.mark.parametrize("name", ["avg_pool", "fast_gru"])
+def test_a_pair_of_unlike_maps_too_gives_the_same_whole_streamed_and_from_stored_features(name, pair):
+    model, clips = make_unlike(name, "CEC", pair), videos(3)
+    expensive, cheap = feature_maps(model, clips)
+    assert expensive.shape[2:] != cheap.shape[2:]
+    state = None
+    for clip in clips.unbind(1):
+        state, logits = model.step(clip, state)
+    assert torch.equal(logits, model(clips))
+    assert torch.equal(logits, model.from_features(expensive, cheap))
+
+
+@torch.no_grad()
+def test_the_cheap_map_is_pooled_to_the_expensive_ones_size_or_repeated_and_projected_to_its_channels():
+    networks = [build_backbone("r2d_26", CLASSES, width) for width in (1 / 64, 1 / 32)]  # 32 and 64 channels
+    model = Faster(*networks, build_aggregator("fast_gru", CHANNELS), "CEC", CLASSES).eval()
+    assert model.projection.weight.shape == (32, 64, 1, 1, 1) and model.projection.bias is None
+    assert 0.8 < model.projection.weight.std() * 64**0.5 < 1.2
+    expensive, fine = torch.rand(2, 3, 32, 1, 2, 2), torch.rand(2, 3, 64, 2, 4, 4)
+    pooled = fine.reshape(2, 3, 64, 1, 2, 2, 2, 2, 2).mean(dim=(4, 6, 8))  # the mean of each 2 x 2 x 2
+    expected = model.from_features(expensive, pooled)
+    torch.testing.assert_close(model.from_features(expensive, fine), expected)
+    twin = make("fast_gru", "CEC")
+    twin.aggregator, twin.classifier = model.aggregator, model.classifier
+    projected = torch.einsum("bnclhw,dc->bndlhw", pooled, model.projection.weight.flatten(1))
+    torch.testing.assert_close(twin.from_features(expensive, projected), expected)
+    coarse = torch.rand(2, 3, 64, 1, 1, 1)
+    repeated = model.from_features(expensive, coarse.expand(-1, -1, -1, -1, 2, 2))
+    assert torch.equal(model.from_features(expensive, coarse), repeated)
+    assert (repeated - expected).abs().max() > 1e-4
+
+
+def test_a_pair_of_like_maps_has_nothing_to_project_and_averaging_never_has():
+    assert not [key for key in make("fast_gru").state_dict() if "projection" in key]
+    assert not [key for key in make_unlike("avg_pool", "CE", "channels").state_dict() if "projection" in key]
+    model = make_unlike("gru", "CE", "channels")
+    assert [key for key in model.state_dict() if "projection" in key] == ["projection.weight"]
+    model(videos(2)).sum().backward()
+    assert model.projection.weight.grad.abs().max() > 0
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["avg_pool", "fast_gru"])
 @pytest.mark.parametrize("schedule", ["ECC", "CEE", "CCE"])
@@ -177,9 +236,8 @@ def test_parts_that_do_not_fit_are_refused_with_their_sizes():
     wider = build_backbone("r2d_26", 5, 1 / 32)
     gru, averaging = build_aggregator("gru", CHANNELS), build_aggregator("avg_pool", CHANNELS)
     for parts, quoted in [
-        ((wider, networks[5], gru), "channels differ: 64 .* 32 .* 32"),
-        ((networks[5], wider, gru), "channels differ: 32 .* 64 .* 32"),
-        ((wider, wider, gru), "channels differ: 64 .* 64 .* 32"),
+        ((wider, networks[5], gru), "channels differ: 64 of the expensive network, 32 of the aggregator"),
+        ((wider, wider, gru), "channels differ: 64 of the expensive network, 32 of the aggregator"),
         ((networks[6], networks[5], averaging), "classes differ: 6 .* 5 .* 5"),
         ((networks[6], networks[6], averaging), "classes differ: 6 .* 6 .* 5"),
     ]:
@@ -205,8 +263,12 @@ def test_clips_that_do_not_fit_are_refused_with_their_shape_or_number():
     maps = torch.rand(1, 3, CHANNELS, 1, 2, 2)
     with pytest.raises(ValueError, match="3 clips do not fit"):
         model.from_features(maps, maps)
-    with pytest.raises(ValueError, match=r"\(1, 2, 32, 1, 2, 2\) and \(1, 3, 32, 1, 2, 2\)"):
-        model.from_features(maps[:, :2], maps)
+    for expensive, cheap in [(maps[:, :2], maps), (maps, maps[:, :, :8]), (maps[:, :, :8], maps), (maps, maps[0])]:
+        shapes = re.escape(
+            f"{tuple(expensive.shape)} and {tuple(cheap.shape)}; they must be (B, N, 32, l, h, w) and (B, N"
+        )
+        with pytest.raises(ValueError, match=shapes):
+            model.from_features(expensive, cheap)
     state = None
     for clip in torch.rand(2, 1, 3, 8, 33, 40):
         state, _ = model.step(clip, state)

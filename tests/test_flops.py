@@ -8,7 +8,7 @@ from faster_lib import paper
 from faster_lib.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.backbones import build_backbone
 from faster_lib.faster import Faster, Schedule
-from faster_lib.flops import count_macs, step_macs, video_gmacs
+from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
 
 PAPER_NETWORKS = {"expensive": "r2plus1d_50", "cheap": "r2d_26"}  # counted once per process, as video_gmacs keeps names
 ROWS = {"All E": 0, **{f"1:{x}": x for x in (1, 3, 7, 15, 31)}}
@@ -116,6 +116,29 @@ def test_a_whole_model_counted_at_once_costs_the_composed_total_but_for_the_clas
     parts = video_gmacs(expensive=expensive, cheap=cheap, aggregator=aggregator, schedule="ECC", L=8, size_px=33)
     fc = 32 * 5
     assert round(parts * 1e9) - whole == (0 if name == "avg_pool" else 3 * fc - fc)
+
+
+def test_a_pair_of_unlike_maps_also_pays_for_each_cheap_clips_projection():
+    expensive, cheap = build_backbone("torchvision/r3d_18", 5), build_backbone("r2d_26", 5, 1 / 64)
+    expensive.input_px = 32  # maps of 1 x 2 x 2 and 512 channels, for any clip; the cheap ones of 1 x 3 x 3 and 32
+    networks, size = {"expensive": expensive, "cheap": cheap, "schedule": "CCE"}, {"L": 8, "size_px": 65}
+    gru = build_aggregator("fast_gru", 512)
+    running = running_gmacs(**networks, aggregator=gru, **size)
+    e, c = (count_macs(network, torch.zeros(1, 3, 8, 65, 65)) for network in (expensive, cheap))
+    one, step = c + 32 * 512 * 4, STEPS["fast_gru"][0](512, 4) * 4
+    assert [round(total * 1e9) for total in running] == [one, 2 * one + step, 2 * one + e + 2 * step]
+    assert round(1e9 * video_gmacs(**networks, aggregator="avg_pool", **size)) == 2 * c + e
+    whole = count_macs(Faster(expensive, cheap, gru, "CCE", 5), torch.zeros(1, 3, 3, 8, 65, 65))
+    assert round(running[-1] * 1e9) - whole == 2 * 32 * 5  # the cheap network's classifier, twice
+
+
+def test_networks_are_counted_by_torchvisions_names_too_at_the_size_that_their_weights_need():
+    names = {"expensive": "torchvision/mc3_18", "cheap": "torchvision/mc3_18"}
+    clip, video = (
+        video_gmacs(**names, aggregator="fast_gru", schedule=schedule, L=8, size_px=100) for schedule in ("C", "EC")
+    )
+    assert round(clip, 3) == 21.671  # half of torchvision's 43.343, which is of 16 frames of 112 px
+    assert round(1e9 * (video - 2 * clip)) == STEPS["fast_gru"][0](512, 4) * 8 * 7 * 7
 
 
 @pytest.mark.parametrize(

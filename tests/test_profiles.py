@@ -61,6 +61,10 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"backbone_training__optimiser": "adam"}, "'adamw' or 'sgd' (it is 'adam')"),
         ({"scene__shots": [1, 2, 3]}, "scene.shots"),
         ({"loading": None}, "loading: Input should be an object (it is None)"),
+        (
+            {"networks__cheap": "r2plus1d_50", "networks__cheap_weights": "a.pth"},
+            "expensive and cheap are both 'r2plus1d_50', but expensive_weights is None and cheap_weights is 'a.pth'",
+        ),
         ({"networks__width": MISSING}, "networks.width: this key is missing"),
         ({"loading": MISSING}, "loading: this key is missing"),
         ({"data__crop_px": 1000}, "data: crop_px is 1000, more than the shortest side of"),
@@ -73,6 +77,10 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"data__source": "ucf101", "scene": None}, "ucf101 videos whose root is None need a scene"),
         ({"data__root": "videos"}, "root is 'videos', but generated videos have none"),
         ({"scene": None}, "generated videos need a scene section"),
+        (
+            {"pretraining": {"profile": "smoke"}, "networks__cheap_weights": "a.pth"},
+            "'cheap_weights': 'a.pth'}, but pretraining gives both networks",
+        ),
     ],
     ids=lambda value: ",".join(value) + "=" + ",".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -81,6 +89,12 @@ def test_a_wrong_profile_is_refused_with_the_place_the_value_and_what_would_be_r
         changed(tmp_path, **changes)
     assert "params/changed.yaml has 1 fault(s):" in str(caught.value)
     assert quoted in f"{caught.value}\n"
+
+
+def test_only_the_papers_networks_on_real_videos_are_of_the_papers_scale():
+    kinetics = load_profile("kinetics400")
+    other = kinetics.networks.model_copy(update={"cheap": "torchvision/s3d"})
+    assert kinetics.is_paper_scale and not kinetics.model_copy(update={"networks": other}).is_paper_scale
 
 
 def test_all_faults_are_listed_at_once(tmp_path):

@@ -80,6 +80,13 @@ def test_costs_of_table_5_are_exact_and_its_shares_are_those_of_its_own_cells():
     assert all(row.reported is None for row in runtime.cost_rows(setup_of(), COSTS))
 
 
+def test_only_the_papers_own_pair_is_of_its_size():
+    tiny = load_profile("tiny")
+    other = tiny.networks.model_copy(update={"cheap": "torchvision/s3d"})
+    setup = setup_of(profile=tiny.model_copy(update={"networks": other}), clip_frames=32, width=1.0, size_px=224)
+    assert paper_setup().is_paper_size and not setup.is_paper_size
+
+
 def test_seconds_here_are_never_subtracted_from_the_papers():
     rows = runtime.time_rows(paper_setup(), COSTS, as_measured({"All C": 3.0, "All E": 20.0, "1:1": 12.0}))
     kinetics = load_profile("kinetics400")

@@ -108,6 +108,15 @@ def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generat
     assert rows_of_real_videos(SimpleNamespace(profile=TINY), rows, cells, measure(all_there)) == []
 
 
+def test_other_aggregators_than_those_of_table_4_can_be_tried_on_each_mix():
+    schedules = {x: Schedule.ratio(8, x) for x in (0, 1)}
+    usual, more = (set(studies.cells_of_ratios(schedules, others)) for others in ((), ["gru", "lstm"]))
+    assert more - usual == {(name, schedule) for name in ("gru", "lstm") for schedule in schedules.values()}
+    for wrong in ("gru", ["gru", "transformer"]):
+        with pytest.raises(ValueError, match=rf"others is .*{wrong[-1]}.*list of some of avg_pool, concat"):
+            studies.cells_of_ratios(schedules, wrong)
+
+
 @pytest.fixture
 def transfer(monkeypatch):
     """Three folds of 10 test videos: FAST-GRU right in 8, 6, 4 of them, started anew in half as many, averages in 5."""

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from faster_lib import evaluation, features, store, training
+from faster_lib import evaluation, features, store, torchvision_backbones, training
+from faster_lib.backbones import build_backbone
 from faster_lib.faster import Schedule
 from faster_lib.features import Features
 from faster_lib.profiles import Pretraining, load_profile
+from faster_lib.studies import video_mflops
 
 SMOKE = load_profile("smoke")
 
@@ -100,6 +102,79 @@ def test_a_changed_key_of_stage_1_never_meets_the_old_network():
     scene = SMOKE.model_copy(update={"scene": SMOKE.scene.model_copy(update={"noise": 9.0})})
     keys.add(training.backbone_entry(scene, "r2d_26", 8).key)
     assert len(keys) == 8
+
+
+def with_networks(profile, **changes):
+    return profile.model_copy(update={"networks": profile.networks.model_copy(update=changes)})
+
+
+def test_a_start_is_hashed_by_its_content_or_name_and_no_start_leaves_the_old_hash(tmp_path):
+    old = training.backbone_entry(SMOKE, "r2d_26", 8)
+    assert "weights" not in old.depends
+    paths = [tmp_path / name for name in ("one.pth", "two.pth", "three.safetensors")]
+    for path, content in zip(paths, (b"1", b"1", b"3"), strict=True):
+        path.write_bytes(content)
+    starts = [*map(str, paths), "DEFAULT"]
+    entries = [training.backbone_entry(with_networks(SMOKE, cheap_weights=s), "r2d_26", 8) for s in starts]
+    assert entries[0].key == entries[1].key  # the same content elsewhere
+    assert len({entry.key for entry in (old, *entries)}) == 4
+    both = with_networks(SMOKE, cheap_weights=starts[0])
+    assert training.backbone_entry(both, "r2plus1d_50", 8).key == training.backbone_entry(SMOKE, "r2plus1d_50", 8).key
+    assert training.start_of(with_networks(SMOKE, expensive_weights="DEFAULT"), "r2plus1d_50") == "DEFAULT"
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+        training.backbone_entry(with_networks(SMOKE, cheap_weights="gone.pth"), "r2d_26", 8)
+
+
+def test_a_training_starts_from_the_weights_that_the_profile_names(pair, tmp_path):
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=pair.runs)
+    still = with_training(SMOKE, learning_rate=1e-12, weight_decay=0.0, iterations=1)
+    start = with_networks(still, cheap_weights=str(entry.path / "weights.safetensors"))
+    went_on = training.train_backbone(start, "r2d_26", 8, runs=tmp_path)
+    fresh = training.train_backbone(still, "r2d_26", 8, runs=tmp_path)
+    for key, value in pair.cheap.network.state_dict().items():
+        if value.ndim > 1:
+            assert torch.equal(went_on.network.state_dict()[key], value)
+    assert not torch.equal(fresh.network.classifier.weight, pair.cheap.network.classifier.weight)
+
+
+def tiny_unlike_profile(weights):
+    """Smoke, with four clips of a few videos, one iteration, and torchvision's r2plus1d_18 as the expensive network."""
+    names = dict(expensive="torchvision/r2plus1d_18", expensive_weights=str(weights), cheap="r2d_26", width=1.0)
+    scene = SMOKE.scene.model_copy(update={"frames": 32, "shots": (1, 2), "videos": {"train": 4, "test": 4}})
+    parts = {
+        "data": SMOKE.data.model_copy(update={"video_frames": 32, "num_classes": 4}),  # a video for each
+        "scene": scene,
+        "aggregator_training": SMOKE.aggregator_training.model_copy(update={"views": 1}),
+        "loading": SMOKE.loading.model_copy(update={"workers": 0}),
+    }
+    profile = with_networks(SMOKE, **names).model_copy(update=parts)
+    return with_training(profile, iterations=1, batch_frames=8)
+
+
+def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision_backbones, "crop_px_of", lambda weights: 32)  # for speed
+    torch.save(build_backbone("torchvision/r2plus1d_18", 7).state_dict(), tmp_path / "pretrained.pth")
+    profile = tiny_unlike_profile(tmp_path / "pretrained.pth")
+    names = (profile.networks.expensive, profile.networks.cheap)
+    networks = [training.train_backbone(profile, name, 8, runs=tmp_path) for name in names]
+    assert {path.name.rsplit("-", 1)[0] for path in (tmp_path / "backbones").iterdir() if path.is_dir()} == {
+        "torchvision-r2plus1d_18-L8",
+        "r2d_26-L8",
+    }
+    unlike = features.FeaturePair(profile, *networks, runs=tmp_path)
+    cells = [("fast_gru", Schedule("CECC")), ("avg_pool", Schedule("CECC"))]
+    measured = evaluation.measure_all(unlike, cells, seeds=[0], split="test")
+    maps = unlike.load("test")
+    assert maps.expensive.shape == (4, 1, 4, 512, 1, 2, 2) and maps.cheap.shape == (4, 1, 4, 2048, 1, 2, 2)
+    model = evaluation.load_faster(unlike, *cells[0], seed=0, split="test")
+    assert evaluation.evaluate(model, unlike, "test")["correct"] == measured[cells[0]][0]["correct"]
+    kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
+    assert torch.equal(model.projection.weight, kept["projection.weight"])
+    fresh = training.seeded(0, training.build_faster, unlike, *cells[0])
+    assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
+    cost = video_mflops(unlike, *cells[0]) - video_mflops(unlike, *cells[1])
+    assert cost == pytest.approx((3 * 512 * 2048 * 4 + 3 * 3.5 * 512**2 * 4) / 1e6, abs=0.02)
 
 
 def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_made_again(pair):

@@ -1,7 +1,6 @@
 """Reading and writing video files: the only place where decord and PyAV enter."""
 
 import io
-import itertools
 import os
 import re
 import zlib
@@ -72,7 +71,7 @@ def read_frames(
         if is_seekable:
             return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
         kept: dict[int, np.ndarray] = {}
-        for i, frame in enumerate(itertools.islice(_in_order(open_video(path)), max(indices) + 1)):
+        for i, frame in enumerate(_in_order(open_video(path), max(indices) + 1)):
             if i in indices:
                 kept[i] = frame
         return torch.from_numpy(np.stack([kept[i] for i in indices]))
@@ -119,16 +118,17 @@ def _read_header(path: str | Path) -> tuple[str, float, int]:
         raise VideoError(f"{path}: no video stream is found ({_first_line(error)})") from error
 
 
-def _in_order(reader: decord.VideoReader) -> Iterator[np.ndarray]:
-    """Decode all frames from the first to the last, some at a time: (H, W, 3) uint8."""
+def _in_order(reader: decord.VideoReader, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Decode all frames from the first on, or those before `stop`, some at a time: (H, W, 3) uint8."""
     try:
         frame = reader.next().asnumpy()
     except StopIteration:
         return
     yield frame
     step = max(1, BATCH_BYTES // frame.nbytes)
-    for first in range(1, len(reader), step):
-        yield from reader.get_batch(list(range(first, min(first + step, len(reader))))).asnumpy()
+    stop = len(reader) if stop is None else stop
+    for first in range(1, stop, step):
+        yield from reader.get_batch(list(range(first, min(first + step, stop)))).asnumpy()
 
 
 def _is_seekable(path: str | Path, sums: Sequence[int], key_frames: Sequence[int]) -> bool:

@@ -96,4 +96,5 @@ def _averages(pairs: Pairs, measured: Mapping[int, Results], letter: str) -> lis
 
 
 def _name(pair: FeaturePair, letter: str) -> str:
-    return NETWORKS[(pair.expensive if letter == "E" else pair.cheap).name]
+    name = (pair.expensive if letter == "E" else pair.cheap).name
+    return NETWORKS.get(name, name)

@@ -1,10 +1,11 @@
 """Table 4: how many clips may be cheap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from faster_lib import paper
+from faster_lib.aggregators import AGGREGATORS
 from faster_lib.evaluation import Cell
 from faster_lib.faster import Schedule
 from faster_lib.features import FeaturePair
@@ -12,6 +13,7 @@ from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
 from faster_lib.paths import FIGURES
 from faster_lib.report import Claim, Row, Table, command, judge, load, printed_cell, ratio_name
+from faster_lib.studies.aggregation import NAMES
 from faster_lib.studies.points import (
     Results,
     caption_of,
@@ -38,29 +40,40 @@ def count_ratios(schedules: Mapping[int, Schedule], clip_frames: int) -> list[Ro
     return rows
 
 
-def cells_of_ratios(schedules: Mapping[int, Schedule]) -> list[Cell]:
-    """List what the ratio study measures: FAST-GRU and averaging over each mix, and averaging all cheap clips."""
+def cells_of_ratios(schedules: Mapping[int, Schedule], others: Sequence[str] = ()) -> list[Cell]:
+    """List what the ratio study measures: FAST-GRU and averaging over each mix, and averaging all cheap clips.
+
+    Args:
+        others: aggregators that are tried on each mix beside these two.
+
+    Raises: ValueError for an aggregator that there is not.
+    """
+    if isinstance(others, str) or set(others) - set(AGGREGATORS):
+        raise ValueError(f"others is {others!r}; it must be a list of some of {', '.join(AGGREGATORS)}")
     num_clips = len(next(iter(schedules.values())))
     baselines = [Schedule(letter * num_clips) for letter in "EC"]
-    mixes = [(name, schedule) for schedule in schedules.values() for name in ("avg_pool", "fast_gru")]
+    mixes = [(name, schedule) for schedule in schedules.values() for name in ("avg_pool", "fast_gru", *others)]
     return list(dict.fromkeys([*mixes, *(("avg_pool", schedule) for schedule in baselines)]))
 
 
 def ratio_rows(pair: FeaturePair, schedules: Mapping[int, Schedule], measured: Results) -> list[Row]:
     """Give the measured rows of Table 4 for one L, and the small networks' costs; averaging pays no aggregator."""
-    clip_frames = pair.expensive.clip_frames
-    accuracy, averaging, costs = [], [], []
-    for x, schedule in schedules.items():
-        name, printed = ratio_name(x), _table_4(x, schedule, clip_frames, "accuracy")
-        accuracy.append(Row("video@1 (%), FAST-GRU", name, printed, measured=video1(measured["fast_gru", schedule])))
-        averaging.append(Row("video@1 (%), averaging", name, measured=video1(measured["avg_pool", schedule])))
-        costs.append(Row("MFLOPs, small", name, counted=video_mflops(pair, "fast_gru", schedule)))
-    all_cheap = Schedule("C" * pair.num_clips)
-    averaging.append(Row("video@1 (%), averaging", "All C", measured=video1(measured["avg_pool", all_cheap])))
-    costs.append(Row("MFLOPs, small", "All C", counted=video_mflops(pair, None, all_cheap)))
-    cells = [*(("fast_gru", s) for s in schedules.values()), *(("avg_pool", s) for s in schedules.values())]
-    scores = rows_of_real_videos(pair, [*accuracy, *averaging], [*cells, ("avg_pool", all_cheap)], measured)
-    return [*accuracy, *averaging, *scores, *costs]
+    all_cheap, clip_frames = Schedule("C" * pair.num_clips), pair.expensive.clip_frames
+    others = [name for name in NAMES if name in {name for name, _ in measured} - {"fast_gru", "avg_pool"}]
+    rows, cells = [], []
+    for aggregator in ("fast_gru", "avg_pool", *others):
+        quantity = f"video@1 (%), {'averaging' if aggregator == 'avg_pool' else NAMES[aggregator]}"
+        for x, schedule in schedules.items():
+            printed = _table_4(x, schedule, clip_frames, "accuracy") if aggregator == "fast_gru" else None
+            rows.append(Row(quantity, ratio_name(x), printed, measured=video1(measured[aggregator, schedule])))
+            cells.append((aggregator, schedule))
+        if aggregator == "avg_pool":
+            rows.append(Row(quantity, "All C", measured=video1(measured["avg_pool", all_cheap])))
+            cells.append(("avg_pool", all_cheap))
+    costs = [(ratio_name(x), video_mflops(pair, "fast_gru", schedule)) for x, schedule in schedules.items()]
+    costs.append(("All C", video_mflops(pair, None, all_cheap)))
+    rows += rows_of_real_videos(pair, rows, cells, measured)
+    return [*rows, *(Row("MFLOPs, small", name, counted=cost) for name, cost in costs)]
 
 
 def draw_ratios(pair: FeaturePair, schedules: Mapping[int, Schedule], measured: Results) -> Figure:

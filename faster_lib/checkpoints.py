@@ -1,0 +1,87 @@
+"""Weight files of any origin: read without running code from them, and matched with a network key by key."""
+
+import logging
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+_WRAPPINGS = ("state_dict", "model_state_dict", "model_state", "model")  # under which trainings keep the tensors
+_COUNTERS = "num_batches_tracked"  # of batch norm, which older files lack and no network here uses
+
+
+def is_weight_file(weights: str | Path) -> bool:
+    """Whether `weights` names a file, by its ending, and not some published weights."""
+    return Path(weights).suffix in SUFFIXES
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a weight file by their names; no code in it is ever run.
+
+    Tensors under "state_dict" or "model" are found, and a "module." before all names is taken off.
+
+    Raises: FileNotFoundError without the file; ValueError, naming the file, if it holds code or no tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; weights must name a file ending in {', '.join(SUFFIXES)}")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL [\w.]+|operand \d+", str(error))
+        raise ValueError(
+            f"{path} is refused, and nothing of it was run: beside tensors it holds Python code or objects "
+            f"({asked[0] if asked else 'unknown'}); save the network's state_dict alone, best as .safetensors"
+        ) from None
+    except Exception as error:  # whatever a file that is no such file makes a reader raise
+        raise ValueError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
+    return _unwrap(content, path)
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    while isinstance(content, dict) and (inner := [content[k] for k in _WRAPPINGS if isinstance(content.get(k), dict)]):
+        content = inner[0]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {found}; it must hold tensors by name, as a state_dict does")
+    if all(key.startswith("module.") for key in content):
+        return {key.removeprefix("module."): value for key, value in content.items()}
+    return content
+
+
+def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Put weights into a network; a classifier of another number of classes is left as it is, with a warning.
+
+    Raises: ValueError naming `source` and the keys that are missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    classes, wanted = (len(state.get("classifier.bias", ())) for state in (weights, own))
+    if classes and classes != wanted:
+        log.warning("%s classifies %d classes, not %d: the classifier starts anew", source, classes, wanted)
+        kept = {key: value for key, value in own.items() if key.startswith("classifier.")}
+        weights = {key: kept.get(key, value) for key, value in weights.items()}
+    faults = {
+        "missing": [key for key in own.keys() - weights.keys() if not key.endswith(_COUNTERS)],
+        "unexpected": weights.keys() - own.keys(),
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+            for key in own.keys() & weights.keys()
+            if weights[key].shape != own[key].shape
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in faults.items() if keys)
+        raise ValueError(f"{source} does not fit the network: {listed}")
+    network.load_state_dict(weights, strict=False)  # of what may be missing, only the counters are
+
+
+def _first(keys: Iterable[str]) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")
