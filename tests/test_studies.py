@@ -119,32 +119,30 @@ def test_other_aggregators_than_those_of_table_4_can_be_tried_on_each_mix():
 
 @pytest.fixture
 def transfer(monkeypatch):
-    """Three folds of 10 test videos: FAST-GRU right in 8, 6, 4 of them, started anew in half as many, averages in 5."""
+    """Three folds of 10 test videos: FAST-GRU is right in 8, 6 and 4 of them, started anew in half of those."""
     monkeypatch.setattr("faster_lib.studies.transfer.video_mflops", lambda pair, *cell: 1.0)
-    schedule = Schedule.ratio(8, 1)
-    cells = studies.cells_of_transfer(schedule)
+    census = {"expected": 12, "used": 10, "missing": 1, "corrupt": 1}
 
-    def fold(right: int, *, seeds: int = 2) -> dict:
-        census = {"expected": 12, "used": 10, "missing": 1, "corrupt": 1}
+    def runs(right: int) -> list[dict]:
         (run,) = results("1" * right + "0" * (10 - right))
-        fast_gru = [run | census | {"video@1 of expected": run["video@1"] * 10 / 12}] * seeds
-        return {cell: fast_gru if cell[0] == "fast_gru" else results("1" * 5 + "0" * 5) for cell in cells.values()}
+        return [run | census | {"video@1 of expected": run["video@1"] * 10 / 12}] * 2
 
-    measured, anew = ({n: fold(right // part) for n, right in ((1, 8), (2, 6), (3, 4))} for part in (1, 2))
-    return schedule, measured, anew
+    def fold(right: int) -> dict[str, list[dict]]:
+        learnt = {studies.fast_gru("pre-trained", 24): right, studies.fast_gru("anew", 24): right // 2}
+        return {name: runs(right) for name, right in learnt.items()} | {"average of the same mix": runs(5)[:1]}
+
+    return {number: fold(right) for number, right in ((1, 8), (2, 6), (3, 4))}
 
 
 def test_transfer_compares_the_videos_of_all_folds_at_once_and_averages_over_folds(transfer):
-    schedule, measured, anew = transfer
-    assert studies.mean_over_folds(measured, ("fast_gru", schedule)) == [60, 60]
-    assert studies.mean_over_folds(measured, ("avg_pool", schedule)) == [50]
-    (claim,) = studies.judge_transfer(schedule, measured, anew)
+    assert studies.mean_over_folds(transfer, studies.fast_gru("pre-trained", 24)) == [60, 60]
+    assert studies.mean_over_folds(transfer, "average of the same mix") == [50]
+    (claim,) = studies.judge_transfer([24], transfer)
     assert claim.difference == 30 and claim.verdict == "holds"
     assert claim.uncertainty == pytest.approx(200 * (0.3 * 0.7 / 29) ** 0.5, abs=0.01)  # of 30 videos, 9 differ
 
 
 def test_table_8_is_compared_only_at_the_papers_scale_with_its_clips_and_all_folds(transfer):
-    schedule, measured, anew = transfer
     tiny = load_profile("tiny_ucf101")
     data = tiny.data.model_copy(update={"root": "videos"})
     networks = tiny.networks.model_copy(update={"width": 1.0})
@@ -152,18 +150,27 @@ def test_table_8_is_compared_only_at_the_papers_scale_with_its_clips_and_all_fol
 
     def printed(profile, clip_frames: int, folds) -> float | None:
         pair = SimpleNamespace(profile=profile, expensive=SimpleNamespace(clip_frames=clip_frames))
-        sides = [{n: side[n] for n in folds} for side in (measured, anew)]
-        rows = studies.transfer_rows(dict.fromkeys(folds, pair), schedule, *sides)
-        (row,) = (row for row in rows if row.quantity == "video@1 (%), FAST-GRU" and row.name == "mean")
+        measured = {fold: transfer[fold] for fold in folds}
+        rows = studies.transfer_rows(dict.fromkeys(folds, pair), Schedule.ratio(8, 1), measured)
         assert [r.reported.value for r in rows if r.name == "FASTER32"] == [96.9]
         assert len({(r.quantity, r.name) for r in rows}) == len(rows)
         read = [r.counted for r in rows if r.quantity == "test videos, all folds"]
         assert read == ([] if profile is tiny else [12 * len(folds), 10 * len(folds), len(folds), len(folds)])
-        return row.reported and row.reported.value
+        means = {r.quantity: r.reported for r in rows if r.name == "mean"}
+        cell = means.pop("video@1 (%), FAST-GRU pre-trained, 24 epochs")
+        assert not any(means.values())
+        return cell and cell.value
 
     assert printed(full, 32, (1, 2, 3)) == 96.9
     assert printed(full, 32, (1, 2)) is None and printed(full, 16, (1, 2, 3)) is None
     assert printed(tiny, 32, (1, 2, 3)) is None
+
+
+def test_the_epochs_that_are_tried_are_those_of_the_profile_and_others():
+    tiny = load_profile("tiny_ucf101")
+    assert studies.check_epochs([8], tiny) == [8, 24] and studies.check_epochs([], tiny) == [24]
+    with pytest.raises(ValueError, match=r"epochs is \[0\]; each must be a whole number of at least 1"):
+        studies.check_epochs([0], tiny)
 
 
 def test_folds_are_refused_where_they_are_wrong_or_nothing_was_pretrained():

@@ -1,6 +1,7 @@
 """Table 8: pre-trained on one data set, fine-tuned on another, the mean over its three official splits."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -35,7 +36,7 @@ def check_epochs(epochs: Sequence[int], profile: Profile) -> list[int]:
 
     Raises: ValueError if the list is wrong.
     """
-    given = check_whole_numbers("epochs", epochs, least=1) if len(epochs) else []
+    given = check_whole_numbers("epochs", epochs, least=1) if epochs != [] else []
     return sorted({*given, profile.aggregator_training.epochs})
 
 
@@ -95,7 +96,8 @@ def draw_transfer(
     most = pair.profile.aggregator_training.epochs
     names = {look: fast_gru(start, most) for start, look in _LOOKS.items()} | {name: name for name in _AVERAGES}
     by_fold = [
-        _series(look, [*measured], [video1(fold[name]) for fold in measured.values()]) for look, name in names.items()
+        replace(_series(look, [*measured], [video1(fold[name]) for fold in measured.values()]), is_joined=False)
+        for look, name in names.items()
     ]
     means = {start: [mean_over_folds(measured, fast_gru(start, count)) for count in epochs] for start in _LOOKS}
     by_epochs = [_series(look, epochs, means[start]) for start, look in _LOOKS.items()]
@@ -134,13 +136,8 @@ def seconds_of_transfer(pairs: Mapping[int, FeaturePair], measured: Folds) -> fl
 
 def _rows_of_what_was_read(measured: Folds, name: str) -> list[Row]:
     """Give the accuracy over all videos that the lists name, and how many of them could be read."""
-    rows = [
-        Row(
-            f"video@1 (% of expected), {name}",
-            "mean",
-            measured=mean_over_folds(measured, name, what="video@1 of expected"),
-        )
-    ]
+    of_expected = mean_over_folds(measured, name, what="video@1 of expected")
+    rows = [Row(f"video@1 (% of expected), {name}", "mean", measured=of_expected)]
     for key in ("expected", "used", "missing", "corrupt"):
         rows.append(Row("test videos, all folds", key, counted=sum(fold[name][0][key] for fold in measured.values())))
     return rows
@@ -161,6 +158,5 @@ def _is_faster32(pair: FeaturePair, schedule: Schedule) -> bool:
 
 def _series(look: str, x: Sequence[float], runs: Sequence[Sequence[float]]) -> Series:
     """Make a line of means over seeds, with the spread."""
-    return Series(
-        look, list(x), [mean(values) for values in runs], [stdev(values) if len(values) > 1 else 0.0 for values in runs]
-    )
+    spread = [stdev(values) if len(values) > 1 else 0.0 for values in runs]
+    return Series(look, list(x), [mean(values) for values in runs], spread)
