@@ -162,21 +162,23 @@ def _views(profile: Profile, split: str) -> int:
 
 def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, profile: Profile) -> int:
     """Compute the missing shards side by side, each with one thread, so that their number changes no result."""
-    size, networks, folders = profile.loading.shard_videos, [], []
-    for backbone, entry in parts:
-        networks.append(fold_batch_norm(backbone.network).to(memory_format=torch.channels_last_3d))
-        entry.path.mkdir(parents=True, exist_ok=True)
-        folders.append(entry.path)
-    jobs = []
+    size = profile.loading.shard_videos
+    missing: dict[range, list[tuple[int, Path]]] = {}  # of each stretch of videos: which part, and its shard
     for number, first in enumerate(range(0, len(clips), size)):
-        paths = [folder / f"shard_{number:05d}.safetensors" for folder in folders]
-        wanted = [(network, path) for network, path in zip(networks, paths, strict=True) if not path.is_file()]
-        if wanted:
-            jobs.append(delayed(_write_shards)(wanted, clips, range(first, min(first + size, len(clips)))))
-    if jobs:
+        paths = [entry.path / f"shard_{number:05d}.safetensors" for _, entry in parts]
+        if absent := [(place, path) for place, path in enumerate(paths) if not path.is_file()]:
+            missing[range(first, min(first + size, len(clips)))] = absent
+    if missing:
+        for _, entry in parts:
+            entry.path.mkdir(parents=True, exist_ok=True)
+        networks = [fold_batch_norm(part.network).to(memory_format=torch.channels_last_3d) for part, _ in parts]
+        jobs = (
+            delayed(_write_shards)([(networks[place], path) for place, path in absent], clips, videos)
+            for videos, absent in missing.items()
+        )
         done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
         labels = " and ".join(entry.label for _, entry in parts)
-        for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(jobs)):
+        for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(missing)):
             pass
     return -(-len(clips) // size)
 

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,32 +47,45 @@ class VideoList:
         return {"expected": expected, "used": len(self), "missing": self.missing, "corrupt": self.corrupt}
 
     def open(self, index: int) -> "OpenVideo":
-        """Open one video; raises VideoError if it cannot be read, or is not as long as the index says."""
-        path = self.paths[index]
-        reader = open_video(path)
-        if self.frames and len(reader) != self.frames[index]:
-            raise VideoError(
-                f"{path}: has {len(reader)} frames, but {self.frames[index]} when it was indexed; start again, "
-                "which indexes files that have changed"
-            )
-        return OpenVideo(path, reader, self.is_seekable[index] if self.is_seekable else True)
+        """Give one video to read from; one that is indexed is not opened before a frame of it is asked for."""
+        frames = self.frames[index] if self.frames else None
+        return OpenVideo(self.paths[index], frames, self.is_seekable[index] if self.is_seekable else True)
 
 
-class OpenVideo(NamedTuple):
-    """A video that is being read."""
+class OpenVideo:
+    """A video that is being read.
 
-    path: Path
-    reader: Any
-    is_seekable: bool
+    Args:
+        frames: how many there are, by the index; None where there is no index.
+        is_seekable: by the index; a video that is not is opened for each reading, and decoded from its beginning.
+    """
+
+    def __init__(self, path: Path, frames: int | None, is_seekable: bool):
+        self.path, self.frames, self.is_seekable = path, frames, is_seekable
+
+    @cached_property
+    def reader(self) -> Any:
+        """The open video; raises VideoError if it cannot be read, or is not as long as the index says."""
+        return self._open()
 
     @property
     def num_frames(self) -> int:
         """The number of frames."""
-        return len(self.reader)
+        return len(self.reader) if self.frames is None else self.frames
 
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Decode frames: (len(indices), H, W, 3) uint8, RGB."""
-        return read_frames(self.reader, indices, path=self.path, is_seekable=self.is_seekable)
+        reader = self.reader if self.is_seekable else self._open()
+        return read_frames(reader, indices, path=self.path, is_seekable=self.is_seekable)
+
+    def _open(self) -> Any:
+        reader = open_video(self.path)
+        if self.frames is not None and len(reader) != self.frames:
+            raise VideoError(
+                f"{self.path}: has {len(reader)} frames, but {self.frames} when it was indexed; start again, "
+                "which indexes files that have changed"
+            )
+        return reader
 
 
 def read_annotations(root: Path, split: str) -> VideoList:

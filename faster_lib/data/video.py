@@ -64,16 +64,15 @@ def read_frames(
 
     Shape: -> (len(indices), H, W, 3) uint8, RGB
     Args:
-        is_seekable: as `probe_video` found it; a video that is not is opened again and decoded from its beginning.
+        is_seekable: as `probe_video` found it; a video that is not is decoded from its beginning, and must come freshly
+            opened.
     Raises: VideoError if a frame cannot be decoded, naming `path`.
     """
     try:
         if is_seekable:
             return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
-        kept: dict[int, np.ndarray] = {}
-        for i, frame in enumerate(_in_order(open_video(path), max(indices) + 1)):
-            if i in indices:
-                kept[i] = frame
+        wanted = set(indices)
+        kept = {i: frame for i, frame in enumerate(_in_order(reader, max(wanted) + 1)) if i in wanted}
         return torch.from_numpy(np.stack([kept[i] for i in indices]))
     except Exception as error:
         raise VideoError(
