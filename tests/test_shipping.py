@@ -59,7 +59,12 @@ def first_videos(tmp_path_factory):
             videos = VideoList(tuple(paths), tuple(targets), tuple(labels))
         else:
             plan = imitation.plan_layout(profile.scene, profile.data.source, folder)
+            for path, *_ in plan:  # a layout is read by looking where its files lie
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
             videos = read_layout(profile.data.model_copy(update={"root": str(folder)}), split)
+            for path, *_ in plan:
+                path.unlink()
         lengths = [L for each, _, L in TRIED if each.name == name]
         settings = profile.backbone_training
         largest = max(training.count_batch_videos(settings, L) for L in lengths)
