@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
-from tqdm import tqdm
 
 from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, one_thread
+from faster_lib.jobs import run_all
 from faster_lib.store import Entry, write_whole
 from faster_lib.training import build_faster, train_aggregator
 
@@ -54,10 +53,9 @@ def measure_all(
     missing = [run for run in runs if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
     if any(_learns(cell) for cell, _ in missing):
         pair.scales  # noqa: B018  computed here once, and sent along
-    jobs = (delayed(_complete)(pair, *cell, seed, split) for cell, seed in missing)
-    done = Parallel(n_jobs=max(pair.profile.loading.workers, 1), return_as="generator_unordered")(jobs)
-    for _ in tqdm(done, desc=f"stage 2, L={pair.expensive.clip_frames}", unit="run", total=len(missing), leave=False):
-        pass
+    jobs = [(pair, *cell, seed, split) for cell, seed in missing]
+    title = f"stage 2, L={pair.expensive.clip_frames}"
+    run_all(_complete, jobs, workers=pair.profile.loading.workers, title=title, unit="run", leave=False)
     results: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for cell, seed in runs:
         record = aggregator_entry(pair, *cell, seed, split).record

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from joblib import Parallel, delayed
 from safetensors.torch import load_file, save
-from tqdm import tqdm
 
 from faster_lib.backbones import Backbone, fold_batch_norm
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
+from faster_lib.jobs import run_all
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry, write_whole
@@ -172,14 +171,11 @@ def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, 
         for _, entry in parts:
             entry.path.mkdir(parents=True, exist_ok=True)
         networks = [fold_batch_norm(part.network).to(memory_format=torch.channels_last_3d) for part, _ in parts]
-        jobs = (
-            delayed(_write_shards)([(networks[place], path) for place, path in absent], clips, videos)
-            for videos, absent in missing.items()
-        )
-        done = Parallel(n_jobs=max(profile.loading.workers, 1), return_as="generator_unordered")(jobs)
-        labels = " and ".join(entry.label for _, entry in parts)
-        for _ in tqdm(done, desc=f"extract {labels}", unit="shard", total=len(missing)):
-            pass
+        jobs = [
+            ([(networks[place], path) for place, path in absent], clips, videos) for videos, absent in missing.items()
+        ]
+        title = f"extract {' and '.join(entry.label for _, entry in parts)}"
+        run_all(_write_shards, jobs, workers=profile.loading.workers, title=title, unit="shard")
     return -(-len(clips) // size)
 
 

@@ -15,6 +15,7 @@ _COLOURS = sns.color_palette("colorblind")
 # One look for each series in all figures: told apart by colour, by marker and, in print, by the line.
 STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "FAST-GRU": ("o", _COLOURS[0], "-"),
+    "FAST-GRU, started anew": ("D", _COLOURS[7], ":"),
     "average of the same mix": ("s", _COLOURS[1], "--"),
     "average, all cheap": ("v", _COLOURS[2], ":"),
     "average, all expensive": ("^", _COLOURS[3], "-."),

@@ -24,7 +24,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 LAYERS = (
-    ("paths", "paper", "profiles", "store"),
+    ("paths", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
     ("faster", "flops", "optimisation"),
     ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
@@ -39,6 +39,7 @@ DOORS = {
     "torchvision": set(),
     "pebble": {"data.scan"},
     "fvcore": {"flops"},
+    "joblib": {"jobs"},
     "yaml": {"profiles"},
     "pydantic": {"profiles"},
     "matplotlib": {"figures", "report"},

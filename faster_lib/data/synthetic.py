@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from faster_lib.data.datasets import ANNOTATIONS
 from faster_lib.data.video import encode_h264, encode_mpeg4
+from faster_lib.jobs import run_all
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Scene
 from faster_lib.store import Entry, write_whole
@@ -67,10 +66,7 @@ def _write_split(scene: Scene, split: str, folder: Path, workers: int) -> dict[s
 def write_videos(plan: Sequence[Planned], scene: Scene, *, title: str, workers: int) -> int:
     """Write those videos of a plan that are missing, and give the size of all of them in bytes."""
     missing = [planned for planned in plan if not planned[0].is_file()]
-    jobs = (delayed(_write_video)(*planned, scene) for planned in missing)
-    done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
-    for _ in tqdm(done, desc=title, unit="video", total=len(missing)):
-        pass
+    run_all(_write_video, [(*planned, scene) for planned in missing], workers=workers, title=title, unit="video")
     return sum(path.stat().st_size for path, *_ in plan)
 
 

@@ -1,0 +1,29 @@
+"""Work of many parts, side by side in processes, with a progress bar."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+# joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
+REPLACED = "A worker stopped while some jobs were given to the executor"
+
+
+def run_all(
+    function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
+) -> None:
+    """Call a function with the arguments of each part, in any order; what it gives is dropped.
+
+    Args:
+        workers: the number of processes; 0 and 1 stand for this one.
+        bar: what else the progress bar is told.
+    Raises: what the function raises.
+    """
+    parts = list(parts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", REPLACED)
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(delayed(function)(*p) for p in parts)
+        for _ in tqdm(done, desc=title, unit=unit, total=len(parts), **bar):
+            pass
