@@ -10,8 +10,8 @@ from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, one_thread
 from faster_lib.jobs import run_all
+from faster_lib.stage2 import build_faster, train_aggregator
 from faster_lib.store import Entry, write_whole
-from faster_lib.training import build_faster, train_aggregator
 
 RECIPE_AGGREGATOR = 3  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels

@@ -27,7 +27,19 @@ LAYERS = (
     ("paths", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
     ("faster", "flops", "optimisation"),
-    ("features", "training", "evaluation", "runtime", "report", "figures", "studies.*", "sota", "shipping", "site"),
+    (
+        "features",
+        "stage2",
+        "training",
+        "evaluation",
+        "runtime",
+        "report",
+        "figures",
+        "studies.*",
+        "sota",
+        "shipping",
+        "site",
+    ),
     ("estimate", "dryrun"),
 )
 # Each outside package enters through these modules alone; the longest prefix of an import decides.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from faster_lib import evaluation, features, store, torchvision_backbones, training
+from faster_lib import evaluation, features, stage2, store, torchvision_backbones, training
 from faster_lib.backbones import build_backbone
 from faster_lib.faster import Schedule
 from faster_lib.features import Features
@@ -171,7 +171,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert evaluation.evaluate(model, unlike, "test")["correct"] == measured[cells[0]][0]["correct"]
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
-    fresh = training.seeded(0, training.build_faster, unlike, *cells[0])
+    fresh = training.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
     cost = video_mflops(unlike, *cells[0]) - video_mflops(unlike, *cells[1])
     assert cost == pytest.approx((3 * 512 * 2048 * 4 + 3 * 3.5 * 512**2 * 4) / 1e6, abs=0.02)
@@ -195,7 +195,7 @@ def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_m
 
 def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair):
     weights = copy.deepcopy(pair.expensive.network.state_dict())
-    model, _ = training.train_aggregator(pair, "fast_gru", Schedule.ratio(8, 1), seed=0)
+    model, _ = stage2.train_aggregator(pair, "fast_gru", Schedule.ratio(8, 1), seed=0)
     scaled = pair.load("train").cheap.float() * model.feature_scales[1]
     assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
     for name, weight in pair.expensive.network.state_dict().items():
@@ -216,7 +216,7 @@ def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_trai
     (averaging,) = results["avg_pool", Schedule("CCC")]
     assert averaging["correct"] == "".join(str(int(mark)) for mark in right)
     assert averaging["video@1"] == pytest.approx(100 * sum(right) / 16)
-    drawn = training._draw_clips(1000, 8, 3, torch.Generator().manual_seed(0))
+    drawn = stage2._draw_clips(1000, 8, 3, torch.Generator().manual_seed(0))
     assert (drawn.diff(dim=1) > 0).all() and drawn.min() == 0 and drawn.max() == 7
     assert torch.bincount(drawn.flatten(), minlength=8).min() > 3000 / 8 * 0.8  # each as often as the others
 
