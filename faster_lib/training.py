@@ -108,10 +108,10 @@ def train_backbone(
             measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
         write_whole(entry.path / "weights.safetensors", content)
-        (entry.path / "checkpoint.pt").unlink(missing_ok=True)
         return measures
 
     entry.complete(make)
+    (entry.path / "checkpoint.pt").unlink(missing_ok=True)  # only now: a record may not come to be written
     weights = (entry.path / "weights.safetensors").read_bytes()
     network.load_state_dict(load(weights))
     network.eval().requires_grad_(False)
