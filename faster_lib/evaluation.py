@@ -125,11 +125,11 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
         if find_ranks().is_main_process:
             write_whole(entry.path / "weights.safetensors", save(learned))
-            (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)
         return {"train_loss": loss, **evaluate(model, pair, split)}
 
     with one_thread():
         complete_together(entry, make)
+    (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)  # only now: a record may not come to be written
 
 
 @torch.inference_mode()
