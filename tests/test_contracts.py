@@ -122,7 +122,7 @@ def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 4000
+    assert sum(lines[path] for path in set(lines) - telling) <= 4050
     assert sum(lines[path] for path in telling) <= 2950
 
 
