@@ -11,7 +11,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce scan dry-run test retrain lint format notebooks report constraints clean distclean
+.PHONY: help venv reproduce scan dry-run test retrain status lint format notebooks report constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbval notebooks
+
+status: $(STAMP)  ## list what is in runs/: from which parameters, how far, how large (-m faster_lib.status deletes too)
+	@$(BIN)/python -m faster_lib.status
 
 # Each network is trained by the command that the manifest will name, two at a time with one thread each. An
 # interrupted run goes on; for a run from nothing, remove runs/retrain first.

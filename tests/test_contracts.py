@@ -39,6 +39,7 @@ LAYERS = (
         "sota",
         "shipping",
         "site",
+        "status",
     ),
     ("estimate", "dryrun"),
 )
@@ -57,7 +58,7 @@ DOORS = {
     "matplotlib": {"figures", "report"},
     "seaborn": {"figures", "report"},
     "sklearn": {"evaluation"},
-    "pandas": {"report", "site", "studies.ratios"},
+    "pandas": {"report", "site", "status", "studies.ratios"},
     "nbconvert": {"site"},
     "nbformat": {"site"},
     "jinja2": {"site"},
@@ -115,7 +116,10 @@ def test_an_outside_package_enters_through_its_own_door(module):
 
 
 # What puts experiments side by side with the paper and shows them, as against what the experiments run on.
-TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping", "dryrun", "estimate")
+TELLING = (
+    *("paper", "report", "figures", "site", "studies", "runtime", "sota"),
+    *("shipping", "dryrun", "estimate", "status"),
+)
 
 
 def test_the_library_stays_thin():
@@ -123,7 +127,7 @@ def test_the_library_stays_thin():
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
     assert sum(lines[path] for path in set(lines) - telling) <= 4050
-    assert sum(lines[path] for path in telling) <= 2950
+    assert sum(lines[path] for path in telling) <= 3250
 
 
 @pytest.mark.parametrize("module", MODULES)
