@@ -40,6 +40,7 @@ LAYERS = (
         "shipping",
         "site",
         "status",
+        "sweep",
     ),
     ("estimate", "dryrun"),
 )
@@ -58,10 +59,11 @@ DOORS = {
     "matplotlib": {"figures", "report"},
     "seaborn": {"figures", "report"},
     "sklearn": {"evaluation"},
-    "pandas": {"report", "site", "status", "studies.ratios"},
+    "pandas": {"report", "site", "status", "studies.ratios", "sweep"},
     "nbconvert": {"site"},
     "nbformat": {"site"},
     "jinja2": {"site"},
+    "submitit": {"sweep"},
     "accelerate": {"training", "features"},
 }
 # What the check of the profile itself reads, and nothing else need: it says which of root and scene must be there.
@@ -118,7 +120,7 @@ def test_an_outside_package_enters_through_its_own_door(module):
 # What puts experiments side by side with the paper and shows them, as against what the experiments run on.
 TELLING = (
     *("paper", "report", "figures", "site", "studies", "runtime", "sota"),
-    *("shipping", "dryrun", "estimate", "status"),
+    *("shipping", "dryrun", "estimate", "status", "sweep"),
 )
 
 
@@ -127,7 +129,7 @@ def test_the_library_stays_thin():
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
     assert sum(lines[path] for path in set(lines) - telling) <= 4050
-    assert sum(lines[path] for path in telling) <= 3250
+    assert sum(lines[path] for path in telling) <= 3550
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,5 +1,6 @@
 """Tests of faster_lib.status: what lies in runs/ is told apart, and only what is named and at rest is deleted."""
 
+import functools
 import logging
 import subprocess
 import sys
@@ -25,32 +26,26 @@ def names(runs) -> set[str]:
     return {path.relative_to(runs).as_posix() for path in runs.rglob("*") if path.is_file()}
 
 
-def test_an_interrupted_training_says_how_far_it_is_and_a_finished_one_is_told_from_its_neighbour(
-    tmp_path, monkeypatch
-):
+def test_an_entry_says_whose_parameters_it_has_and_how_far_it_is(tmp_path):
     longer = SMOKE.backbone_training.model_copy(update={"iterations": 7})
-    networks = {6: SMOKE, 7: SMOKE.model_copy(update={"backbone_training": longer})}
-    steps = []
+    other = SMOKE.model_copy(update={"backbone_training": longer})
+    entries = [training.backbone_entry(profile, "r2d_26", 8, runs=tmp_path) for profile in (SMOKE, other)]
+    scene = {"scene": SMOKE.scene.model_dump(mode="json"), "videos": SMOKE.scene.videos["train"]}
+    entries.append(Entry("videos", "train", scene, tmp_path))
 
-    def stop_at_the_fifth_step(*args):
-        steps.append(args)
-        if len(steps) == 5:
-            raise KeyboardInterrupt
-        return take_step(*args)
+    def stop(entry):
+        write_whole(entry.path / "train_00001.mp4", b"one of 20")
+        raise KeyboardInterrupt
 
-    take_step = training.take_step
-    monkeypatch.setattr(training, "take_step", stop_at_the_fifth_step)
-    with pytest.raises(KeyboardInterrupt):
-        training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
-    training.backbone_entry(networks[7], "r2d_26", 8, runs=tmp_path).complete(lambda: {"loss": 0.5})
+    entries[1].complete(lambda: {"loss": 0.5})
+    for entry in (entries[0], entries[2]):
+        with pytest.raises(KeyboardInterrupt):
+            entry.complete(functools.partial(stop, entry))
     table = as_table(find_entries(tmp_path)).set_index("hash")
-    rows = [table.loc[training.backbone_entry(p, "r2d_26", 8, runs=tmp_path).key] for p in networks.values()]
-    assert [row["state"] for row in rows] == ["4 of 6 iterations", "complete"]
-    assert [row["profile"] for row in rows] == ["smoke", ""]
-    assert [bool(row["finished"]) for row in rows] == [False, True]
-    assert [row["differs in"] for row in rows] == ["", ""]  # one is of a profile and the other of none
-    (videos,) = table[table["kind"] == "videos"].to_dict("records")
-    assert videos["profile"] == "smoke" and videos["state"] == "complete" and float(videos["size"].split()[0]) > 0.1
+    columns = ["profile", "state", "starts", "differs in"]
+    rows = [tuple(table.loc[entry.key, columns]) for entry in entries]
+    assert rows == [("smoke", "begun", "1", ""), ("", "complete", "1", ""), ("smoke", "1 of 20 videos", "1", "")]
+    assert [bool(table.loc[entry.key, "finished"]) for entry in entries] == [False, True, False]
 
 
 def test_entries_of_one_label_list_the_parameters_in_which_they_differ(tmp_path):

@@ -1,0 +1,88 @@
+"""Tests of faster_lib.sweep: real jobs in processes of their own, one of them killed, on the smoke profile."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from submitit.helpers import DelayedSubmission
+
+from faster_lib.faster import Schedule
+from faster_lib.profiles import load_profile
+from faster_lib.status import as_table, find_entries
+from faster_lib.sweep import Pool, Study, plan, sweep
+from faster_lib.training import backbone_entry
+
+SMOKE, TINY = load_profile("smoke"), load_profile("tiny")
+
+
+def wait_for(find, *, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def kill_the_job(folder: Path, network: str) -> None:
+    """Kill the process that trains a network; its parent's number begins the names of its job's files."""
+    jobs = {path: DelayedSubmission.load(path).args[1] for path in folder.glob("*_submitted.pkl")}
+    (parent,) = (path.name.split("_")[0] for path, arguments in jobs.items() if network in arguments)
+    (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds a job's process in /proc")
+def test_a_killed_job_stops_no_other_the_next_start_goes_on_and_another_one_does_nothing(tmp_path, caplog):
+    loading = SMOKE.loading.model_copy(update={"workers": 1})
+    training = SMOKE.backbone_training.model_copy(update={"checkpoint_iterations": 1, "iterations": 8})
+    profile = SMOKE.model_copy(update={"loading": loading, "backbone_training": training})
+    study = Study(profile, plan(profile, [8], [3]), [0], runs=tmp_path)
+    expensive, cheap = (backbone_entry(profile, name, 8, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26"))
+
+    first, found = Pool(tmp_path / "first", workers=2), []
+    starting = threading.Thread(target=lambda: found.append(sweep(study, first)))
+    starting.start()
+    wait_for((expensive.path / "checkpoint.pt").is_file)
+    kill_the_job(first.folder, "r2plus1d_50")
+    starting.join()
+    ((table, (failure,)),) = found
+    assert table.empty and not expensive.is_complete and cheap.is_complete
+    assert failure.title == "smoke: r2plus1d_50, L = 8" and "killed" in failure.reason and failure.log.is_file()
+    assert str(failure.log) in caplog.text
+    states = as_table(find_entries(tmp_path)).set_index("label")["state"]
+    assert re.fullmatch("[1-8] of 8 iterations", states["r2plus1d_50-L8"]) and states["r2d_26-L8"] == "complete"
+
+    table, failures = sweep(study, Pool(tmp_path / "second", workers=2))
+    assert not failures and expensive.record["starts"] == 2 and cheap.record["starts"] == 1
+    assert list(table.index) == ["Avg. pool, 1:3", "Avg. pool, All E", "Avg. pool, All C", "FAST-GRU, 1:3"]
+    assert all(0 <= float(cell) <= 100 for cell in table["L = 8"])
+
+    third = Pool(tmp_path / "third", workers=2)
+    again, failures = sweep(study, third)
+    assert again.equals(table) and not failures and not third.folder.exists()
+
+
+def test_the_default_plan_is_table_4_and_a_ratio_stands_where_it_divides_the_clips():
+    default = plan(TINY, [8, 16, 32], [])
+    assert sum(len(schedules) for schedules in default.values()) == 14 + 1
+    assert {L: set(s) for L, s in plan(TINY, [16, 32], [0, 15]).items()} == {16: {0, 15}, 32: {0}}
+    assert plan(TINY, [32], [7])[32] == {7: Schedule("ECCCCCCC")}
+    with pytest.raises(ValueError, match=r"ratios is \[0, 15\]; 1:15 divides the clips of no L in \[32\]"):
+        plan(TINY, [32], [0, 15])
+
+
+def test_jobs_share_the_cores_and_each_gpu_has_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    pool = Pool(tmp_path, workers=3)
+    assert [pool.share(jobs) for jobs in (0, 1, 2, 3, 9)] == [8, 8, 4, 2, 2]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert Pool(tmp_path).gpus == [5, 7] and Pool(tmp_path).workers == 2 and Pool(tmp_path).share(1) is None
+    with pytest.raises(ValueError, match="workers is 3, but there are 2 GPUs"):
+        Pool(tmp_path, workers=3)
+    with pytest.raises(ValueError, match="workers is 0"):
+        Pool(tmp_path, workers=0)
