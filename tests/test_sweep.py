@@ -13,7 +13,7 @@ from submitit.helpers import DelayedSubmission
 from faster_lib.faster import Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.status import as_table, find_entries
-from faster_lib.sweep import Pool, Study, plan, sweep
+from faster_lib.sweep import Part, Pool, Study, plan, sweep
 from faster_lib.training import backbone_entry
 
 SMOKE, TINY = load_profile("smoke"), load_profile("tiny")
@@ -86,3 +86,22 @@ def test_jobs_share_the_cores_and_each_gpu_has_one(tmp_path, monkeypatch):
         Pool(tmp_path, workers=3)
     with pytest.raises(ValueError, match="workers is 0"):
         Pool(tmp_path, workers=0)
+
+
+def test_a_job_on_slurm_asks_for_one_gpu_its_loading_processes_and_a_signal_before_it_is_stopped(tmp_path, monkeypatch):
+    for name, answer in {"sbatch": "Submitted batch job 17", "srun": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    pool = Pool(tmp_path / "logs", partition="long", hours=12)
+    study = Study(TINY, plan(TINY, [8], [1]), [0], runs=tmp_path)
+    job = pool._submit(Part("a network", print, (study, "r2d_26", 8)), 0)
+    assert job.job_id == "17" and pool.workers == 16 and pool.gpus == []
+    asked = set(job.paths.submission_file.read_text().splitlines())
+    for line in ("partition=long", "time=720", "gpus-per-node=1", f"cpus-per-task={TINY.loading.workers + 1}"):
+        assert f"#SBATCH --{line}" in asked
+    assert "#SBATCH --signal=USR2@90" in asked  # upon which submitit queues the job again
+    submission = DelayedSubmission.load(job.paths.submitted_pickle)
+    assert submission.args == (print, (study, "r2d_26", 8), None) and submission._timeout_countdown == 1000
+    again = submission.function.checkpoint(*submission.args)
+    assert again.args == submission.args
