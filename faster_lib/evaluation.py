@@ -1,21 +1,24 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
-from faster_lib.features import FeaturePair, one_thread
+from faster_lib.features import FeaturePair, Features, one_thread
 from faster_lib.jobs import run_all
-from faster_lib.stage2 import build_faster, train_aggregator
+from faster_lib.optimisation import what_training_depends_on
+from faster_lib.ranks import complete_together, find_ranks
+from faster_lib.stage2 import FROZEN, build_faster, train_aggregator
 from faster_lib.store import Entry, write_whole
 
 RECIPE_AGGREGATOR = 3  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
-FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 
 
@@ -54,8 +57,9 @@ def measure_all(
     if any(_learns(cell) for cell, _ in missing):
         pair.scales  # noqa: B018  computed here once, and sent along
     jobs = [(pair, *cell, seed, split) for cell, seed in missing]
+    workers = pair.profile.loading.workers if find_ranks().num_processes == 1 else 1
     title = f"stage 2, L={pair.expensive.clip_frames}"
-    run_all(_complete, jobs, workers=pair.profile.loading.workers, title=title, unit="run", leave=False)
+    run_all(_complete, jobs, workers=workers, title=title, unit="run", leave=False)
     results: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
     for cell, seed in runs:
         record = aggregator_entry(pair, *cell, seed, split).record
@@ -87,7 +91,7 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "weights": [pair.expensive.weights_sha256, pair.cheap.weights_sha256],
         "aggregator": aggregator,
         "schedule": str(schedule),
-        "training": profile.aggregator_training.model_dump(mode="json") if learns else None,
+        **(what_training_depends_on(profile, profile.aggregator_training) if learns else {}),
         "train": what_videos_depend_on(profile, "train", runs=pair.runs) if learns else None,
         "view_seed": profile.backbone_training.seed,
         "seed": seed,
@@ -117,13 +121,15 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         if pair.pretrained is not None:
             kept = load_file(_pretrained_entry(pair, aggregator, schedule, seed).path / "weights.safetensors")
             start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
-        model, loss = train_aggregator(pair, aggregator, schedule, seed, start=start)
+        model, loss = train_aggregator(pair, aggregator, schedule, seed, folder=entry.path, start=start)
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
-        write_whole(entry.path / "weights.safetensors", save(learned))
+        if find_ranks().is_main_process:
+            write_whole(entry.path / "weights.safetensors", save(learned))
+            (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)
         return {"train_loss": loss, **evaluate(model, pair, split)}
 
     with one_thread():
-        entry.complete(make)
+        complete_together(entry, make)
 
 
 @torch.inference_mode()
@@ -132,11 +138,7 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
     from sklearn.metrics import f1_score  # here, since it takes a second and stored results need it no more
 
     features = pair.load(split, len(model.schedule))
-    logits = []
-    for batch in torch.arange(len(features.targets)).split(pair.profile.aggregator_training.batch_videos):
-        maps = (part[batch, 0].float() for part in (features.expensive, features.cheap))
-        logits.append(model.from_features(*maps))
-    logits = torch.cat(logits)
+    logits = _score(model, features, pair.profile.aggregator_training.batch_videos)
     accuracies = {f"video@{top}": accuracy_percent(logits, features.targets, top=top) for top in (1, 5)}
     said, targets = logits.argmax(-1), features.targets
     classes = range(logits.shape[-1])
@@ -147,6 +149,18 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
     of_expected = accuracies["video@1"] * census["used"] / census["expected"]
     found = {**accuracies, "video@1 of expected": of_expected, "macro_f1": f1, "commonest": commonest, **census}
     return {**found, "videos": len(targets), "correct": marks}
+
+
+def _score(model: Faster, features: Features, batch_videos: int) -> torch.Tensor:
+    """Give the scores of all videos, in order: (videos, num_classes). Each rank computes every so many-th batch."""
+    ranks, found = find_ranks(), []
+    if ranks.device.type != "cpu":
+        model = copy.deepcopy(model).to(ranks.device)  # the networks in it are others' too
+    batches = torch.arange(len(features.targets)).split(batch_videos)
+    for number in range(ranks.process_index, len(batches), ranks.num_processes):
+        maps = (part[batches[number], 0].float().to(ranks.device) for part in (features.expensive, features.cheap))
+        found.append((number, model.from_features(*maps).cpu()))
+    return torch.cat([logits for _, logits in sorted(gather_object(found), key=lambda scored: scored[0])])
 
 
 @torch.inference_mode()

@@ -138,10 +138,12 @@ class Optimisation(Section):
 
     optimiser: Literal["adamw", "sgd"]
     learning_rate: Rate
+    learning_rate_samples: Positive | None  # in a batch for which the rate is meant, and scaled; null: it is as it is
     weight_decay: NonNegative
     momentum: Share
     warmup_share: Share
     clip_gradient_norm: NonNegative  # 0 leaves gradients as they are
+    checkpoint_iterations: Positive
 
 
 class BackboneTraining(Optimisation):
@@ -152,7 +154,6 @@ class BackboneTraining(Optimisation):
     most_batch_clips: Positive  # where so many frames would be more clips
     iterations: Positive
     clips_per_video: Positive
-    checkpoint_iterations: Positive
     seed: int
 
 
@@ -163,6 +164,14 @@ class AggregatorTraining(Optimisation):
     epochs: Positive
     views: Positive  # random clip samplings of each training video that are stored
     dropout: Share
+
+
+class Engine(Section):
+    """How a step is computed, on however many processes."""
+
+    mixed_precision: Literal["no", "bf16"]
+    accumulation: Positive  # parts of each process's share of a batch, one after the other
+    sync_batch_norm: bool  # over all processes, so that their number does not matter
 
 
 class Loading(Section):
@@ -182,6 +191,7 @@ class Profile(Section):
     pretraining: Pretraining | None = None
     backbone_training: BackboneTraining
     aggregator_training: AggregatorTraining
+    engine: Engine
     loading: Loading
 
     @property

@@ -23,11 +23,11 @@ from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule, StreamState
 from faster_lib.figures import Figure, Panel, Series, Shares, draw_panels
 from faster_lib.flops import video_gmacs
+from faster_lib.optimisation import seeded
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
 from faster_lib.report import Claim, Row, printed_cell
 from faster_lib.store import circumstances
-from faster_lib.training import seeded
 
 PARTS = ("decoding", "expensive network", "cheap network", "aggregation")
 TABLE_5 = {"All C": "All C (Avg pool)", "All E": "All E (Avg pool)", "1:1": "FASTER32"}

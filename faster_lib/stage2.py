@@ -1,20 +1,32 @@
 """Stage 2: an aggregator and its classifier learn on the feature maps of the frozen networks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.data.datasets import generator_for
+from faster_lib.engine import Task, fit
 from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair, Features
-from faster_lib.optimisation import build_optimiser, take_step
+from faster_lib.optimisation import seeded
+from faster_lib.profiles import AggregatorTraining
+
+FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 
 
 def train_aggregator(
-    pair: FeaturePair, name: str, schedule: Schedule, seed: int, *, start: Mapping[str, torch.Tensor] | None = None
+    pair: FeaturePair,
+    name: str,
+    schedule: Schedule,
+    seed: int,
+    *,
+    folder: Path,
+    start: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Faster, float]:
     """Train an aggregator and its classifier (stage 2) on the stored features of the frozen networks.
 
@@ -23,32 +35,83 @@ def train_aggregator(
 
     Args:
         start: weights of an aggregator that was trained before, on the features of another profile.
+        folder: where the checkpoint lies, from which an interrupted training goes on.
     Returns: the model in eval mode, and the mean training loss of the last epoch.
     Source: FASTER, "Setups for learning to aggregate".
     """
     settings = pair.profile.aggregator_training
     train = pair.load("train")
-    num_clips = train.expensive.shape[2]
-    steps = settings.epochs * math.ceil(len(train.targets) / settings.batch_videos)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_faster(pair, name, schedule)
-        if start is not None:
-            model.aggregator.load_state_dict(start)
-        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser, schedule_lr = build_optimiser(learned, settings, steps)
-        model.train()
-        for epoch in range(settings.epochs):
-            losses = []
-            generator = generator_for(seed, epoch)
-            order = torch.randperm(len(train.targets), generator=generator)
-            for batch in order.split(settings.batch_videos):
-                clips = _draw_clips(len(batch), num_clips, len(schedule), generator)
-                logits = _classify(model, train, batch, epoch, clips)
-                loss = nn.functional.cross_entropy(logits, train.targets[batch])
-                take_step(loss, learned, optimiser, schedule_lr, settings)
-                losses.append(loss.item())
-    return model.eval(), sum(losses) / len(losses)
+    steps = math.ceil(len(train.targets) / settings.batch_videos)
+    model = seeded(seed, build_faster, pair, name, schedule)
+    if start is not None:
+        model.aggregator.load_state_dict(start)
+    task = Task(
+        label=folder.name,
+        settings=settings,
+        engine=pair.profile.engine,
+        steps=settings.epochs * steps,
+        batch_samples=min(settings.batch_videos, len(train.targets)),
+        seed=seed,
+        batches=lambda first, mine, parts: _draw_batches(train, settings, len(schedule), seed, first, mine, parts),
+        compute=_compute,
+        checkpoint=folder / "checkpoint.safetensors",
+        curves=folder.parents[1] / "tensorboard" / folder.name,
+        kept_losses=steps,
+        is_quiet=True,
+    )
+    losses = fit(_FromFeatures(model), task)["last_losses"]
+    return model.cpu().eval(), sum(losses) / len(losses)
+
+
+class _Drawn(NamedTuple):
+    """Some clips' feature maps (B, N, C, l, h, w) of some videos, and their classes (B,)."""
+
+    expensive: torch.Tensor
+    cheap: torch.Tensor
+    targets: torch.Tensor
+
+
+class _FromFeatures(nn.Module):
+    """What stage 2 trains of a Faster, without the frozen networks: it takes feature maps and gives scores.
+
+    Shape: (B, N, C, l, h, w) of either network -> (B, num_classes)
+    Source: Fig. 2.
+    """
+
+    def __init__(self, model: Faster):
+        super().__init__()
+        self.whole = (model,)  # in a tuple, where its parameters are not looked for
+        self.learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
+
+    def forward(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
+        return self.whole[0].from_features(expensive, cheap)
+
+
+def _compute(network: nn.Module, drawn: _Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    device = next(network.parameters()).device
+    return network(drawn.expensive.to(device), drawn.cheap.to(device)), drawn.targets.to(device)
+
+
+def _draw_batches(
+    train: Features,
+    settings: AggregatorTraining,
+    num_clips: int,
+    seed: int,
+    first: int,
+    mine: Sequence[int],
+    parts: int,
+) -> Iterator[_Drawn]:
+    """Give this rank's share of each batch from a step on; what is drawn before is drawn, and not read."""
+    videos, steps = len(train.targets), math.ceil(len(train.targets) / settings.batch_videos)
+    for epoch in range(first // steps, settings.epochs):
+        generator = generator_for(seed, epoch)
+        order = torch.randperm(videos, generator=generator)
+        for step, batch in enumerate(order.split(settings.batch_videos), start=epoch * steps):
+            clips = _draw_clips(len(batch), train.expensive.shape[2], num_clips, generator)
+            if step < first:
+                continue
+            for part in mine:
+                yield _read(train, batch[part::parts], epoch, clips[part::parts])
 
 
 def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
@@ -77,7 +140,7 @@ def _draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: tor
     return chances.topk(num_clips, dim=1).indices.sort(dim=1).values
 
 
-def _classify(model: Faster, features: Features, batch: torch.Tensor, epoch: int, clips: torch.Tensor) -> torch.Tensor:
-    view = (batch + epoch) % features.expensive.shape[1]
-    chosen = (part[batch[:, None], view[:, None], clips].float() for part in (features.expensive, features.cheap))
-    return model.from_features(*chosen)
+def _read(features: Features, videos: torch.Tensor, epoch: int, clips: torch.Tensor) -> _Drawn:
+    view = (videos + epoch) % features.expensive.shape[1]
+    chosen = (part[videos[:, None], view[:, None], clips].float() for part in (features.expensive, features.cheap))
+    return _Drawn(*chosen, features.targets[videos])

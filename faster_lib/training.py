@@ -1,10 +1,9 @@
 """Stage 1: a clip network learns on random clips."""
 
 import argparse
+import copy
 import hashlib
-import io
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
 from faster_lib.checkpoints import is_weight_file
@@ -22,15 +20,19 @@ from faster_lib.data.layouts import folder_of
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
-from faster_lib.features import TrainedBackbone
-from faster_lib.optimisation import build_optimiser, take_step
+from faster_lib.engine import Task, fit
+from faster_lib.evaluation import measure_all
+from faster_lib.faster import Schedule
+from faster_lib.features import FeaturePair, TrainedBackbone
+from faster_lib.optimisation import seeded, what_training_depends_on
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
+from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.store import Entry, write_whole
 
 log = logging.getLogger(__name__)
 
-FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
+CHECKPOINT = "checkpoint.safetensors"
 RECIPE_BACKBONE = 3  # raised whenever the same profile would train another network
 
 
@@ -45,7 +47,7 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
         "network": name,
         "width": profile.networks.width,
         "clip_frames": clip_frames,
-        "training": profile.backbone_training.model_dump(mode="json", exclude={"checkpoint_iterations"}),
+        **what_training_depends_on(profile, profile.backbone_training),
         **what_videos_depend_on(profile, profile.backbone_training.split, runs=runs),
     }
     if (weights := start_of(profile, name)) is not None:
@@ -107,11 +109,12 @@ def train_backbone(
             videos = load_videos(profile, settings.split, runs=runs, is_training=True)
             measures = _fit_backbone(network, videos, profile, clip_frames, entry)
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
-        write_whole(entry.path / "weights.safetensors", content)
-        (entry.path / "checkpoint.pt").unlink(missing_ok=True)
+        if find_ranks().is_main_process:
+            write_whole(entry.path / "weights.safetensors", content)
+            (entry.path / CHECKPOINT).unlink(missing_ok=True)
         return measures
 
-    entry.complete(make)
+    complete_together(entry, make)
     weights = (entry.path / "weights.safetensors").read_bytes()
     network.load_state_dict(load(weights))
     network.eval().requires_grad_(False)
@@ -127,60 +130,56 @@ def _compact(value: torch.Tensor) -> torch.Tensor:
 def _fit_backbone(
     network: Backbone, videos: VideoList, profile: Profile, clip_frames: int, entry: Entry
 ) -> dict[str, Any]:
-    settings = profile.backbone_training
-    network.to(memory_format=torch.channels_last_3d).train()
-    optimiser, schedule = build_optimiser(network.parameters(), settings, settings.iterations)
-    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
-    checkpoint = entry.path / "checkpoint.pt"
-    progress = {"iteration": 0, "loss": None, "first_losses": [], "training_seconds": 0.0, "skipped": {}}
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        progress = state["progress"]
-        for part, content in zip(parts.values(), state["parts"], strict=True):
-            part.load_state_dict(content)
-    start = time.perf_counter() - progress["training_seconds"]
-    batches = _load_batches(videos, profile, clip_frames, first=progress["iteration"])
-    bar = tqdm(
-        batches, desc=f"train {entry.label}", unit="batch", initial=progress["iteration"], total=settings.iterations
+    settings, size = profile.backbone_training, profile.data.crop_px
+    batch_videos = count_batch_videos(settings, clip_frames)
+
+    def compute(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        device = next(network.parameters()).device
+        clips = batch.clips if len(batch.targets) else torch.empty(0, 1, 3, clip_frames, size, size)
+        clips = normalise(clips.to(device, non_blocking=True).flatten(0, 1))
+        targets = batch.targets.to(device).repeat_interleave(settings.clips_per_video)
+        return network(clips.contiguous(memory_format=torch.channels_last_3d)), targets
+
+    task = Task(
+        label=entry.label,
+        settings=settings,
+        engine=profile.engine,
+        steps=settings.iterations,
+        batch_samples=batch_videos * settings.clips_per_video,
+        seed=settings.seed,
+        batches=lambda first, mine, parts: _load_batches(videos, profile, clip_frames, first, mine, parts),
+        compute=compute,
+        check=lambda skipped, so_far: check_skipped(skipped, so_far, videos, profile.data.most_unreadable_share),
+        checkpoint=entry.path / CHECKPOINT,
+        curves=entry.runs / "tensorboard" / entry.path.name,
     )
-    for batch in bar:
-        skip_unreadable(batch, videos, progress["skipped"], profile.data.most_unreadable_share)
-        progress["iteration"] += 1
-        if not len(batch.targets):
-            schedule.step()
-            continue
-        clips = normalise(batch.clips.flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
-        loss = nn.functional.cross_entropy(network(clips), batch.targets.repeat_interleave(settings.clips_per_video))
-        take_step(loss, network.parameters(), optimiser, schedule, settings)
-        if len(progress["first_losses"]) < FIRST_LOSSES:
-            progress["first_losses"].append(loss.item())
-        progress["loss"] = loss.item() if progress["loss"] is None else 0.95 * progress["loss"] + 0.05 * loss.item()
-        progress["training_seconds"] = time.perf_counter() - start
-        bar.set_postfix(loss=f"{progress['loss']:.2f}", refresh=False)
-        if progress["iteration"] % settings.checkpoint_iterations == 0:
-            content = io.BytesIO()
-            torch.save({"progress": progress, "parts": [part.state_dict() for part in parts.values()]}, content)
-            write_whole(checkpoint, content.getvalue())
-    return {**progress, "training_seconds": round(progress["training_seconds"], 1), "videos": videos.census}
+    learner = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
+    measures = fit(learner, task)
+    network.load_state_dict(learner.state_dict())
+    return {**measures, "videos": videos.census}
 
 
-def skip_unreadable(batch: Batch, videos: VideoList, skipped: dict[str, str], most_share: float) -> None:
+def check_skipped(
+    skipped: Sequence[tuple[int, str]], so_far: dict[str, str], videos: VideoList, most_share: float
+) -> None:
     """Note the videos that could not be read though the index says so, and log each once.
 
     Raises: VideoError if these and those that the index knows are more than `most_share` of all.
     """
-    for index, reason in batch.skipped:
-        if skipped.setdefault(str(videos.paths[index]), reason) is reason:
+    for index, reason in skipped:
+        if so_far.setdefault(str(videos.paths[index]), reason) is reason:
             log.warning("skipped: %s", reason)
-    unreadable = len(skipped) + videos.missing + videos.corrupt
-    if skipped and unreadable > most_share * videos.census["expected"]:
+    unreadable = len(so_far) + videos.missing + videos.corrupt
+    if unreadable > most_share * videos.census["expected"]:
         raise VideoError(
             f"{unreadable} of {videos.census['expected']} videos cannot be read, more than data.most_unreadable_share, "
-            f"which is {most_share}; the last: {list(skipped.values())[-1]}"
+            f"which is {most_share}; the last: {list(so_far.values())[-1]}"
         )
 
 
-def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, first: int) -> DataLoader:
+def _load_batches(
+    videos: VideoList, profile: Profile, clip_frames: int, first: int, mine: Sequence[int], parts: int
+) -> DataLoader:
     settings = profile.backbone_training
     clips = RandomClips(
         videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
@@ -191,8 +190,16 @@ def _load_batches(videos: VideoList, profile: Profile, clip_frames: int, *, firs
         first=first,
         iterations=settings.iterations,
         seed=settings.seed,
+        mine=mine,
+        parts=parts,
     )
-    return DataLoader(clips, batch_sampler=draws, num_workers=profile.loading.workers, collate_fn=collate)
+    return DataLoader(
+        clips,
+        batch_sampler=draws,
+        num_workers=profile.loading.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
@@ -210,34 +217,47 @@ def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
     return clips // settings.clips_per_video
 
 
-def seeded(seed: int, build, *args):
-    """Build a module whose initial weights depend on the seed alone, leaving the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(*args)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one clip network; what has been trained, or is shipped with the repository, is found again."""
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
-    parser.add_argument("--backbone", required=True, help="a name of build_backbone, such as r2d_26")
-    parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
-    parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
-    parser.add_argument(
-        "--anew",
-        type=Path,
-        metavar="FOLDER",
-        help="use this folder in place of runs/, and no shipped network but one to start from",
-    )
-    parser.add_argument("--fold", type=int, help="of the official splits of UCF-101 and HMDB-51: 1, 2 or 3")
-    given = parser.parse_args(arguments)
+    """Train one clip network, or one aggregator on a pair of them; what is trained or shipped is found again.
+
+    Under `accelerate launch` all processes do it together.
+    """
+    given = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.threads:
         torch.set_num_threads(given.threads)
     runs = given.anew.resolve() if given.anew else RUNS
     profile = load_profile(given.profile)
     profile = profile if given.fold is None else profile.in_fold(given.fold)
-    train_backbone(profile, given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
+    if given.stage == "backbone":
+        train_backbone(profile, given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
+        return
+    names = (profile.networks.expensive, profile.networks.cheap)
+    pair = FeaturePair(profile, *(train_backbone(profile, name, given.L, runs=runs) for name in names), runs=runs)
+    cell = (given.aggregator, Schedule.ratio(pair.num_clips, given.ratio))
+    (found,) = measure_all(pair, [cell], seeds=[given.seed], split=given.split)[cell]
+    if find_ranks().is_main_process:
+        log.info("%s, %s on %s: video@1 %.2f %%", *cell, given.split, found["video@1"])
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
+    parser.add_argument("--stage", choices=["backbone", "aggregator"], default="backbone")
+    parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
+    parser.add_argument("--fold", type=int, help="of the official splits of UCF-101 and HMDB-51: 1, 2 or 3")
+    parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
+    folder = "use this folder in place of runs/, and no shipped network but one to start from"
+    parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)
+    parser.add_argument("--backbone", help="stage backbone: a name of build_backbone, such as r2d_26")
+    parser.add_argument("--aggregator", default="fast_gru", help="stage aggregator: a name of build_aggregator")
+    parser.add_argument("--ratio", type=int, default=1, help="stage aggregator: cheap clips per expensive one")
+    parser.add_argument("--seed", type=int, default=0, help="stage aggregator")
+    parser.add_argument("--split", default="test", help="stage aggregator: of the videos that it is measured on")
+    given = parser.parse_args(arguments)
+    if given.stage == "backbone" and given.backbone is None:
+        parser.error("--stage backbone needs --backbone, such as r2d_26")
+    return given
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = (
     ("paths", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
-    ("faster", "flops", "optimisation"),
+    ("faster", "flops", "optimisation", "batch_norm", "training_state", "engine", "ranks"),
     (
         "features",
         "stage2",
@@ -64,7 +64,8 @@ DOORS = {
     "nbformat": {"site"},
     "jinja2": {"site"},
     "submitit": {"sweep"},
-    "accelerate": {"training", "features"},
+    "accelerate": {"engine", "ranks", "evaluation"},
+    "tensorboard": set(),
 }
 # What the check of the profile itself reads, and nothing else need: it says which of root and scene must be there.
 CHECKED_ONLY = {("data", "source")}
@@ -128,8 +129,8 @@ def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 4050
-    assert sum(lines[path] for path in telling) <= 3550
+    assert sum(lines[path] for path in set(lines) - telling) <= 5050
+    assert sum(lines[path] for path in telling) <= 3600
 
 
 @pytest.mark.parametrize("module", MODULES)

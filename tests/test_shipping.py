@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from faster_lib import shipping, training
+from faster_lib import engine, shipping, training
 from faster_lib.data import imitation, synthetic
 from faster_lib.data.datasets import EpochDraws, VideoList
 from faster_lib.data.layouts import read_layout
@@ -88,14 +88,13 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
     monkeypatch.setattr(training, "load_videos", lambda p, split, runs, is_training: first_videos(p.name, p.data.fold))
     losses = []
 
-    def watch(loss, *rest):
-        losses.append(loss.item())
+    def watch(_, loss):
+        losses.append(loss)
         if len(losses) == 2:
             raise KeyboardInterrupt
-        take_step(loss, *rest)
 
-    take_step, threads = training.take_step, torch.get_num_threads()
-    monkeypatch.setattr(training, "take_step", watch)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(engine._Fit, "_note", watch)
     arguments = shlex.split(about["command"].removesuffix("runs/retrain"))[3:]
     try:
         with pytest.raises(KeyboardInterrupt):

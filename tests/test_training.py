@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from faster_lib import evaluation, features, stage2, store, torchvision_backbones, training
+from faster_lib import engine, evaluation, features, optimisation, stage2, store, torchvision_backbones, training
 from faster_lib.backbones import build_backbone
 from faster_lib.faster import Schedule
 from faster_lib.features import Features
@@ -59,15 +60,16 @@ def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkey
         steps += 1
         if steps == 5:
             raise KeyboardInterrupt
-        return take_step(*args)
+        return descend(*args)
 
-    take_step = training.take_step
-    monkeypatch.setattr(training, "take_step", stop_at_five)
+    descend = engine._Fit._descend
+    monkeypatch.setattr(engine._Fit, "_descend", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     entry = training.backbone_entry(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert not entry.is_complete
-    assert torch.load(entry.path / "checkpoint.pt", weights_only=True)["progress"]["iteration"] == 4
+    with safe_open(entry.path / "checkpoint.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["progress"]["iteration"] == 4
     resumed = training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert steps == 5 + 2  # iterations 5 and 6 alone
     assert resumed.weights_sha256 == pair.cheap.weights_sha256
@@ -171,7 +173,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert evaluation.evaluate(model, unlike, "test")["correct"] == measured[cells[0]][0]["correct"]
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
-    fresh = training.seeded(0, stage2.build_faster, unlike, *cells[0])
+    fresh = optimisation.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
     cost = video_mflops(unlike, *cells[0]) - video_mflops(unlike, *cells[1])
     assert cost == pytest.approx((3 * 512 * 2048 * 4 + 3 * 3.5 * 512**2 * 4) / 1e6, abs=0.02)
@@ -193,9 +195,11 @@ def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_m
     assert pair.load("train").cheap.shape[:3] == (20, 2, 8)
 
 
-def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair):
+def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair, tmp_path):
     weights = copy.deepcopy(pair.expensive.network.state_dict())
-    model, _ = stage2.train_aggregator(pair, "fast_gru", Schedule.ratio(8, 1), seed=0)
+    model, _ = stage2.train_aggregator(
+        pair, "fast_gru", Schedule.ratio(8, 1), seed=0, folder=tmp_path / "aggregators" / "gru"
+    )
     scaled = pair.load("train").cheap.float() * model.feature_scales[1]
     assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
     for name, weight in pair.expensive.network.state_dict().items():
@@ -342,7 +346,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_along_a_cosine():
     settings = SMOKE.backbone_training.model_copy(
         update={"learning_rate": 1.0, "warmup_share": 0.2, "optimiser": "sgd"}
     )
-    optimiser, schedule = training.build_optimiser([torch.nn.Parameter(torch.zeros(1))], settings, 10)
+    optimiser, schedule = optimisation.build_optimiser(
+        [torch.nn.Parameter(torch.zeros(1))], settings, 10, batch_samples=8
+    )
     rates = []
     for _ in range(10):
         rates.append(optimiser.param_groups[0]["lr"])
@@ -353,11 +359,19 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_along_a_cosine():
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
 
 
-def test_a_loss_that_is_not_finite_stops_training():
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimiser, schedule = training.build_optimiser([parameter], SMOKE.backbone_training, 1)
-    with pytest.raises(FloatingPointError, match="nan"):
-        training.take_step(parameter.sum() * float("nan"), [parameter], optimiser, schedule, SMOKE.backbone_training)
+def test_the_learning_rate_is_scaled_to_the_batch_where_the_profile_says_for_which_it_is_meant():
+    settings = SMOKE.backbone_training.model_copy(update={"learning_rate": 0.01, "warmup_share": 0.0})
+    for meant_for, expected in ((None, 0.01), (32, 0.04), (256, 0.005)):
+        scaled = settings.model_copy(update={"learning_rate_samples": meant_for})
+        optimiser, _ = optimisation.build_optimiser([torch.nn.Parameter(torch.zeros(1))], scaled, 4, batch_samples=128)
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_stops_training(pair, tmp_path, monkeypatch):
+    (tmp_path / "videos").symlink_to(pair.runs / "videos")
+    monkeypatch.setattr(training, "normalise", lambda clips: clips.float() * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan; lower learning_rate, which is 0\.002"):
+        training.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
 
 
 def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_more_clips_than_the_most():

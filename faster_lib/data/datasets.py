@@ -163,14 +163,28 @@ def collate(items: Sequence[tuple]) -> Batch:
 
 
 class EpochDraws(Sampler):
-    """Endless shuffled epochs cut into batches of (epoch, index), from any iteration on, so that training resumes."""
+    """Endless shuffled epochs cut into batches of (epoch, index), from any iteration on, so that training resumes.
 
-    def __init__(self, num_videos: int, *, batch_videos: int, first: int, iterations: int, seed: int):
+    Args:
+        mine, parts: each batch is dealt out into so many parts, of which these are given one after the other.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        batch_videos: int,
+        first: int,
+        iterations: int,
+        seed: int,
+        mine: Sequence[int] = (0,),
+        parts: int = 1,
+    ):
         self.num_videos, self.batch_videos, self.seed = num_videos, batch_videos, seed
-        self.first, self.iterations = first, iterations
+        self.first, self.iterations, self.mine, self.parts = first, iterations, mine, parts
 
     def __len__(self) -> int:
-        return self.iterations - self.first
+        return (self.iterations - self.first) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         orders: dict[int, list[int]] = {}
@@ -181,7 +195,7 @@ class EpochDraws(Sampler):
                 if epoch not in orders:
                     orders = {epoch: self._order(epoch), **{e: o for e, o in orders.items() if e == epoch - 1}}
                 batch.append((epoch, orders[epoch][place]))
-            yield batch
+            yield from (batch[part :: self.parts] for part in self.mine)
 
     def _order(self, epoch: int) -> list[int]:
         return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
