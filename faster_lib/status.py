@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 
 from faster_lib.paths import PARAMS, RUNS
 from faster_lib.profiles import load_profile
 from faster_lib.store import BEGUN
+from faster_lib.training_state import read_progress
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
+_CURVES = "tensorboard"  # the folder in runs/ that holds a training's curves under its entry's name
 _VIDEO_SUFFIXES = (".mp4", ".avi")  # of generated videos
 _SHORTEST_KEY = 4  # digits of a hash that may stand for the whole
 _MOST_DIFFERENCES = 4  # that are listed of one entry
@@ -84,18 +85,17 @@ class Found:
         """Say whether it is complete, and else how much of it is there."""
         if self.is_complete:
             return "complete, shipped" if self.about["measures"].get("shipped") else "complete"
-        kinds = {"backbones": self._iterations, "features": self._shards}
+        kinds = {"backbones": self._iterations, "aggregators": self._iterations, "features": self._shards}
         done = kinds.get(self.kind, self._videos)() or "begun"
         return f"{done}, running" if self.is_held else done
 
     def _iterations(self) -> str:
-        checkpoint = self.path / "checkpoint.pt"
+        checkpoint = self.path / "checkpoint.safetensors"
         if not checkpoint.is_file():
             return ""
-        done = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["progress"]["iteration"]
-        return (
-            f"{done} of {self.depends['training']['iterations']} iterations" if self.depends else f"{done} iterations"
-        )
+        wanted = self.depends.get("training", {}).get("iterations")  # of stage 2 there are epochs
+        done = read_progress(checkpoint)["iteration"]
+        return f"{done} of {wanted} iterations" if wanted else f"{done} iterations"
 
     def _shards(self) -> str:
         shards, videos = sorted(self.path.glob("shard_*.safetensors")), self.depends.get("videos")
@@ -129,7 +129,8 @@ def _agree(depends: dict[str, Any], sections: dict[str, Any], stage: str) -> boo
 
 def find_entries(runs: Path = RUNS) -> list[Found]:
     """Find all entries of the store, by kind and name."""
-    return [Found(p) for p in sorted(runs.glob("*/*")) if p.is_dir() and _NAME.fullmatch(p.name)]
+    folders = [path for path in sorted(runs.glob("*/*")) if path.is_dir() and path.parent.name != _CURVES]
+    return [Found(path) for path in folders if _NAME.fullmatch(path.name)]
 
 
 def as_table(entries: Sequence[Found]) -> pd.DataFrame:
@@ -186,7 +187,9 @@ def choose(entries: Sequence[Found], patterns: Iterable[str]) -> list[Found]:
 
 
 def delete(entries: Sequence[Found]) -> None:
-    """Delete entries, all or none; a record goes first, so that what is left of an interruption is never a result.
+    """Delete entries and their curves, all or none.
+
+    A record goes first, so that what is left of an interruption is never a result.
 
     Raises: RuntimeError if a running process is making one of them.
     """
@@ -201,6 +204,7 @@ def delete(entries: Sequence[Found]) -> None:
         for entry in entries:
             (entry.path / "record.json").unlink(missing_ok=True)
             shutil.rmtree(entry.path)
+            shutil.rmtree(entry.path.parents[1] / _CURVES / entry.path.name, ignore_errors=True)
             _lock_of(entry.path).unlink(missing_ok=True)
 
 

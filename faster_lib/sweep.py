@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from faster_lib.training import backbone_entry, train_backbone
 
 log = logging.getLogger(__name__)
 
+_WARNING = signal.SIGUSR2  # that submitit has SLURM send some time before a job is stopped
 _SLURM_JOBS = 16  # at once, unless --workers says otherwise
 _MOST_TIMEOUTS = 1000  # after which a job on SLURM is not queued again
 _NO_LIMIT_MINUTES = 60 * 24 * 365  # of a job on this machine
@@ -96,7 +98,22 @@ class Job(Checkpointable):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         if threads:
             torch.set_num_threads(threads)
-        work(*arguments)
+        queue_again, ignore = signal.getsignal(_WARNING), signal.getsignal(signal.SIGTERM)  # both submitit's
+        is_warned = []
+
+        def stop(number: int, frame: Any) -> None:
+            if signal.getsignal(signal.SIGTERM) == ignore:  # no training that would keep its state first
+                queue_again(number, frame)
+            is_warned.append(number)
+            signal.raise_signal(signal.SIGTERM)
+
+        signal.signal(_WARNING, stop)
+        try:
+            work(*arguments)
+        except SystemExit:
+            if not is_warned:
+                raise
+            queue_again(_WARNING, None)
 
 
 class Pool:

@@ -27,37 +27,42 @@ def wait_for(find, *, seconds: float = 120):
     return found
 
 
-def kill_the_job(folder: Path, network: str) -> None:
-    """Kill the process that trains a network; its parent's number begins the names of its job's files."""
+def send(number: signal.Signals, folder: Path, network: str) -> None:
+    """Signal the process that trains a network; its parent's number begins the names of its job's files."""
     jobs = {path: DelayedSubmission.load(path).args[1] for path in folder.glob("*_submitted.pkl")}
     (parent,) = (path.name.split("_")[0] for path, arguments in jobs.items() if network in arguments)
     (child,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    os.kill(int(child), signal.SIGKILL)
+    os.kill(int(child), number)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds a job's process in /proc")
-def test_a_killed_job_stops_no_other_the_next_start_goes_on_and_another_one_does_nothing(tmp_path, caplog):
+def test_a_killed_job_stops_no_other_a_stopped_one_goes_on_and_what_is_there_is_not_made_again(tmp_path, caplog):
     loading = SMOKE.loading.model_copy(update={"workers": 1})
-    training = SMOKE.backbone_training.model_copy(update={"checkpoint_iterations": 1, "iterations": 8})
+    training = SMOKE.backbone_training.model_copy(update={"checkpoint_iterations": 1, "iterations": 12})
     profile = SMOKE.model_copy(update={"loading": loading, "backbone_training": training})
     study = Study(profile, plan(profile, [8], [3]), [0], runs=tmp_path)
     expensive, cheap = (backbone_entry(profile, name, 8, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26"))
 
-    first, found = Pool(tmp_path / "first", workers=2), []
-    starting = threading.Thread(target=lambda: found.append(sweep(study, first)))
-    starting.start()
-    wait_for((expensive.path / "checkpoint.pt").is_file)
-    kill_the_job(first.folder, "r2plus1d_50")
-    starting.join()
-    ((table, (failure,)),) = found
+    def sweep_and_send(number: signal.Signals, name: str):
+        """Sweep, and signal the training of the expensive network as soon as it has a checkpoint of this start."""
+        pool, found, begin = Pool(tmp_path / name, workers=2), [], time.time()
+        sweeping = threading.Thread(target=lambda: found.append(sweep(study, pool)))
+        sweeping.start()
+        wait_for(lambda: checkpoint.is_file() and checkpoint.stat().st_mtime > begin)
+        send(number, pool.folder, "r2plus1d_50")
+        sweeping.join()
+        return found[0]
+
+    checkpoint = expensive.path / "checkpoint.safetensors"
+    table, (failure,) = sweep_and_send(signal.SIGKILL, "first")
     assert table.empty and not expensive.is_complete and cheap.is_complete
     assert failure.title == "smoke: r2plus1d_50, L = 8" and "killed" in failure.reason and failure.log.is_file()
     assert str(failure.log) in caplog.text
     states = as_table(find_entries(tmp_path)).set_index("label")["state"]
-    assert re.fullmatch("[1-8] of 8 iterations", states["r2plus1d_50-L8"]) and states["r2d_26-L8"] == "complete"
+    assert re.fullmatch("[1-9] of 12 iterations", states["r2plus1d_50-L8"]) and states["r2d_26-L8"] == "complete"
 
-    table, failures = sweep(study, Pool(tmp_path / "second", workers=2))
-    assert not failures and expensive.record["starts"] == 2 and cheap.record["starts"] == 1
+    table, failures = sweep_and_send(signal.SIGUSR2, "second")  # as SLURM does before it stops a job
+    assert not failures and expensive.record["starts"] == 3 and cheap.record["starts"] == 1
     assert list(table.index) == ["Avg. pool, 1:3", "Avg. pool, All E", "Avg. pool, All C", "FAST-GRU, 1:3"]
     assert all(0 <= float(cell) <= 100 for cell in table["L = 8"])
 
