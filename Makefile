@@ -11,11 +11,11 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce scan dry-run test retrain lint format notebooks report constraints clean distclean
+.PHONY: help venv reproduce scan dry-run test retrain sweep status lint format notebooks report constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, scan and dry-run; OUT=$(OUT) for reproduce'
+	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, scan, dry-run, retrain and sweep; OUT=$(OUT) for reproduce'
 
 venv: $(STAMP)  ## make .venv with $PYTHON and install the kit into it
 
@@ -41,6 +41,13 @@ dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbval notebooks
+
+# As many jobs at a time as there are GPUs, or else cores; what is there is not made again. More by -m faster_lib.sweep --help.
+sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side (SLURM: docs/cluster.md)
+	TQDM_MININTERVAL=10 $(BIN)/python -m faster_lib.sweep --profile $(PROFILE)
+
+status: $(STAMP)  ## list what is in runs/: from which parameters, how far, how large (-m faster_lib.status deletes too)
+	@$(BIN)/python -m faster_lib.status
 
 # Each network is trained by the command that the manifest will name, two at a time with one thread each. An
 # interrupted run goes on; for a run from nothing, remove runs/retrain first.

@@ -1,7 +1,8 @@
 """Results kept under a hash of everything they depend on, complete or not there at all.
 
 An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: without one it is unfinished,
-and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
+and whoever needs it goes on from the parts in it; `begun.json` says meanwhile from which parameters it is being made.
+Every file appears under its name only when it is whole.
 """
 
 import hashlib
@@ -9,7 +10,9 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from filelock import FileLock
 
 from faster_lib.paths import ROOT, RUNS, WEIGHTS
 
+BEGUN = "begun.json"
 _VERSIONS_OF = ("torch", "torchvision", "decord2", "av", "numpy")
 
 
@@ -51,14 +55,15 @@ class Entry:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was kept with the result: its measures, and where and when it was made."""
+        """What was kept with the result: its measures, and how, where and when it was made."""
         return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
 
     def complete(self, make: Callable[[], dict[str, Any]]) -> None:
         """Have the result made by `make`, which gives its measures, unless it is there; they complete it.
 
         The entry is held alone meanwhile: a second process that wants the same one waits, and finds it made. What
-        processes that were killed left half written in its folder is removed first.
+        processes that were killed left half written in its folder is removed first. Its record counts the starts and
+        adds up their seconds; of a process that was killed, up to the last file it left.
         """
         if self.is_complete:
             return
@@ -67,11 +72,23 @@ class Entry:
             if self.is_complete:
                 return
             remove_partials(self.path)
-            start = time.perf_counter()
+            begun, start = self._begin(), time.perf_counter()
             measures = make()
-            seconds = round(time.perf_counter() - start, 1)
-            record = {"depends": self.depends, "measures": measures, "seconds": seconds, **circumstances()}
+            begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
+            record = {**begun, "measures": measures, **_host(), **circumstances()}
             write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
+            (self.path / BEGUN).unlink()
+
+    def _begin(self) -> dict[str, Any]:
+        """Note from which parameters the entry is made, since when, and for how long before this start."""
+        path = self.path / BEGUN
+        begun = {"depends": self.depends, "started": _now(), "starts": 1, "seconds": 0.0}
+        if path.is_file():
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun["starts"] += 1
+            begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
+        write_whole(path, json.dumps(begun, indent=1).encode())
+        return begun
 
     def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
         """Find the weights that the repository ships for this very entry, with what the manifest says of them.
@@ -162,8 +179,25 @@ def circumstances() -> dict[str, Any]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF if _has(name)}}
-    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"device": device, "versions": versions, "commit": _commit(), "finished": finished}
+    return {"device": device, "versions": versions, "commit": _commit(), "finished": _now()}
+
+
+def _host() -> dict[str, Any]:
+    """Say what the host has and what this process took of it: a peak is since the process began."""
+    import torch  # here, likewise
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss, in MiB
+    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peaks = dict(zip(("process", "largest_child"), (round(each / unit) for each in used), strict=True))
+    if torch.cuda.is_available():
+        peaks["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = {"cpus": os.cpu_count(), "memory_mib": round(memory / 2**20)}
+    return {"host": host, "processes": int(os.environ.get("WORLD_SIZE", 1)), "peak_mib": peaks}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _has(distribution: str) -> bool:

@@ -59,3 +59,9 @@ def load_state(
     optimiser.load_state_dict({"state": state, "param_groups": about["groups"]})
     schedule.load_state_dict(about["schedule"])
     return about
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """Read how far a kept training is, from the head of its file alone."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["state"])["progress"]

@@ -39,6 +39,8 @@ LAYERS = (
         "sota",
         "shipping",
         "site",
+        "status",
+        "sweep",
     ),
     ("estimate", "dryrun"),
 )
@@ -57,10 +59,11 @@ DOORS = {
     "matplotlib": {"figures", "report"},
     "seaborn": {"figures", "report"},
     "sklearn": {"evaluation"},
-    "pandas": {"report", "site", "studies.ratios"},
+    "pandas": {"report", "site", "status", "studies.ratios", "sweep"},
     "nbconvert": {"site"},
     "nbformat": {"site"},
     "jinja2": {"site"},
+    "submitit": {"sweep"},
     "accelerate": {"engine", "ranks", "evaluation"},
     "tensorboard": set(),
 }
@@ -116,15 +119,18 @@ def test_an_outside_package_enters_through_its_own_door(module):
 
 
 # What puts experiments side by side with the paper and shows them, as against what the experiments run on.
-TELLING = ("paper", "report", "figures", "site", "studies", "runtime", "sota", "shipping", "dryrun", "estimate")
+TELLING = (
+    *("paper", "report", "figures", "site", "studies", "runtime", "sota"),
+    *("shipping", "dryrun", "estimate", "status", "sweep"),
+)
 
 
 def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 5000
-    assert sum(lines[path] for path in telling) <= 3300
+    assert sum(lines[path] for path in set(lines) - telling) <= 5050
+    assert sum(lines[path] for path in telling) <= 3600
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -179,7 +185,7 @@ def code_of(notebook: Path) -> str:
 def keys_read(tree: ast.AST) -> set[tuple[str, str]]:
     """All (class of section, key) read as attributes of something that is such a section.
 
-    That is: an argument annotated so, an attribute named like a section, or a variable set to one of these.
+    That is: an argument or a variable annotated so, an attribute named like a section, or a variable set to one of these.
     """
     classes = {c.__name__ for section in SECTIONS.values() for c in section.__mro__ if hasattr(c, "model_fields")}
     found = set()
@@ -193,6 +199,8 @@ def keys_read(tree: ast.AST) -> set[tuple[str, str]]:
         for node in inner:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in SECTIONS:
                 known |= {ast.unparse(target): SECTIONS[node.value.attr].__name__ for target in node.targets}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Name):
+                known |= {ast.unparse(node.target): node.annotation.id} if node.annotation.id in classes else {}
         for node in inner:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value

@@ -93,8 +93,9 @@ def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path
 
     with pytest.raises(RuntimeError, match="power cut"):
         entry.complete(break_off)
-    assert not entry.is_complete and names(entry.path) == ["part.bin"]  # parts stay, to go on from
+    assert not entry.is_complete and names(entry.path) == ["begun.json", "part.bin"]  # parts stay, to go on from
     entry.complete(lambda: {"loss": 0.25})
+    assert names(entry.path) == ["part.bin", "record.json"]
     assert entry.is_complete and entry.record["measures"] == {"loss": 0.25}
     entry.complete(lambda: pytest.fail("made a second time"))
     assert entry.record["measures"] == {"loss": 0.25}
@@ -132,6 +133,29 @@ def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made
     git = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     if git.returncode == 0:
         assert record["commit"].removesuffix("-dirty").endswith(git.stdout.strip())
+
+
+def test_an_unfinished_entry_says_what_it_is_and_its_record_adds_up_what_all_its_starts_took(tmp_path):
+    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
+    begun, part = entry.path / "begun.json", entry.path / "checkpoint.pt"
+
+    def die_after_100_seconds() -> dict:
+        assert json.loads(begun.read_text(encoding="utf-8"))["depends"] == DEPENDS
+        part.write_bytes(b"half")
+        os.utime(part, (begun.stat().st_mtime + 100,) * 2)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            entry.complete(die_after_100_seconds)
+    first = json.loads(begun.read_text(encoding="utf-8"))
+    assert first["starts"] == 2 and first["seconds"] == pytest.approx(100, abs=1)
+    entry.complete(lambda: {})
+    record = entry.record
+    assert record["starts"] == 3 and record["seconds"] == pytest.approx(200, abs=2)
+    assert record["started"] == first["started"] <= record["finished"]
+    assert record["host"]["cpus"] == os.cpu_count() and record["processes"] == 1
+    assert 50 < record["peak_mib"]["process"] < record["host"]["memory_mib"]  # torch alone takes more than 50 MiB
 
 
 HOLDER = """
