@@ -185,7 +185,7 @@ def code_of(notebook: Path) -> str:
 def keys_read(tree: ast.AST) -> set[tuple[str, str]]:
     """All (class of section, key) read as attributes of something that is such a section.
 
-    That is: an argument or a variable annotated so, an attribute named like a section, or a variable set to one of these.
+    That is: an argument or variable annotated so, an attribute named like a section, or a variable set to one of these.
     """
     classes = {c.__name__ for section in SECTIONS.values() for c in section.__mro__ if hasattr(c, "model_fields")}
     found = set()
