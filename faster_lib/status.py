@@ -143,9 +143,10 @@ def as_table(entries: Sequence[Found]) -> pd.DataFrame:
         alike = [e for e in entries if (e.kind, e.label, e.profiles) == (entry.kind, entry.label, entry.profiles)]
         row = {"kind": entry.kind, "label": entry.label, "hash": entry.key, "profile": ", ".join(entry.profiles)}
         row |= {"state": entry.how_far(), "size": _megabytes(entry.bytes)}
-        row |= {key: str(entry.about.get(key, "")) for key in ("starts", "started", "finished", "seconds", "device")}
+        keys = ("starts", "started", *(["finished", "seconds", "device"] if entry.is_complete else []))
+        row |= {key: str(entry.about.get(key, "")) for key in keys}
         rows.append({**row, "differs in": _differences(entry, alike)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 def _differences(entry: Found, alike: Sequence[Found]) -> str:
