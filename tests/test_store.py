@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 import threading
@@ -68,6 +69,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert names(tmp_path) == ["weights.bin"] and path.read_bytes() == b"old" * 1000
     write_whole(path, b"new")
     assert names(tmp_path) == ["weights.bin"] and path.read_bytes() == b"new"
+
+
+def test_content_then_name_are_on_the_disk_when_a_write_returns(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        fsync(descriptor)
+
+    def note_replace(source, target) -> None:
+        done.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    write_whole(tmp_path / "checkpoint.pt", b"state")
+    assert done == ["content", "name", "folder"]
 
 
 def test_a_write_that_the_system_breaks_off_half_way_leaves_nothing(tmp_path):
