@@ -9,6 +9,7 @@ to the main process alone, as from a system that is out of memory: then its work
 
 import argparse
 import csv
+import itertools
 import json
 import logging
 import mmap
@@ -313,7 +314,12 @@ class Trial:
         return number, random.uniform(0, max(times[number + 1] - times[number], 0.02))
 
     def run_round(self, number: int) -> None:
-        """Kill and start until it ends by itself, then compare everything."""
+        """Kill and start until it ends by itself, then compare everything.
+
+        What comes before the first stage with kills is taken over from the undisturbed run.
+        """
+        for stage in itertools.takewhile(lambda stage: stage not in self.quota, STAGES):
+            shutil.copytree(self.reference / STAGES[stage], self.runs / STAGES[stage])
         known: dict[str, Any] = {}
         groups = []
         while True:
@@ -330,6 +336,8 @@ class Trial:
             log.info("kill %d: %s, %.1f s after its beginning, %s", len(self.kills), found.stage, found.seconds, how)
         for group in groups:
             end_group(group)
+            for semaphore in Path("/dev/shm").glob(f"sem.loky-{group}-*"):
+                semaphore.unlink(missing_ok=True)
         self._check("stage_2", known)
         for stage, names in list_differences(self.reference, self.runs, is_whole=True).items():
             self.faults[stage] += [f"round {number}, at the end: {name}" for name in names]
