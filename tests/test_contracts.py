@@ -26,7 +26,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = (
     ("paths", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
-    ("faster", "flops", "optimisation", "batch_norm", "training_state", "engine", "ranks"),
+    (
+        "faster",
+        "flops",
+        "optimisation",
+        "batch_norm",
+        "training_state",
+        "engine",
+        "ranks",
+        "feature_store",
+        "feature_maps",
+    ),
     (
         "features",
         "stage2",
@@ -64,7 +74,7 @@ DOORS = {
     "nbformat": {"site"},
     "jinja2": {"site"},
     "submitit": {"sweep"},
-    "accelerate": {"engine", "ranks", "evaluation"},
+    "accelerate": {"engine", "ranks", "evaluation", "feature_maps"},
     "tensorboard": set(),
 }
 # What the check of the profile itself reads, and nothing else need: it says which of root and scene must be there.
