@@ -1,6 +1,7 @@
 """Tests of the feature maps of frozen networks: the store's shards, and the mode without a store."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from faster_lib import evaluation, feature_store, features
 from faster_lib.backbones import build_backbone, fold_batch_norm
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Schedule
+from faster_lib.feature_maps import compute_features, decode
 from faster_lib.feature_store import check_disk, find_gaps, list_shards
 from faster_lib.features import FeaturePair, TrainedBackbone, extract_features, features_entry
 from faster_lib.optimisation import seeded
@@ -115,7 +117,21 @@ def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pai
     pair.prepare("test")
     monkeypatch.setattr(feature_store.hashlib, "file_digest", None)  # any hash of a file would fail
     other = FeaturePair(pair.profile, *NETWORKS, runs=pair.runs)
-    assert len(other.open("test").targets) == 16 and not other.open("test").__dict__.keys() & {"files", "handles"}
+    assert len(other.open("test").targets) == 16
+    sent = pickle.loads(pickle.dumps(other))
+    monkeypatch.setattr(features, "extract_features", None)  # looks for damage
+    ((expensive, _),) = sent.open("test").read_each(all_clips(sent.open("test")))
+    assert expensive.shape == (16, 8, 128, 1, 2, 2)
+
+
+def test_processes_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_order(made):
+    clips, videos = features._clips(SMOKE, NETWORKS[0], "train", 8, made.runs), [5, 0, 19, 7]
+    alone, beside = (list(decode(clips, iter(videos), workers)) for workers in (0, 2))
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, beside, strict=True))
+    assert [target for _, target in beside] == [clips.videos.targets[video] for video in videos]
+    half, full = (compute_features(NETWORKS[0].network, alone[0][0], precision) for precision in ("bf16", "no"))
+    assert half.dtype == torch.float16 and not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
 
 
 def test_an_interrupted_store_goes_on_with_another_size_of_shards(pair):
