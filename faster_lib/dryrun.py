@@ -211,7 +211,8 @@ def describe_whole(
     features = whole.disk["features of training"].value
     lines += [
         "  No stage of the kit uses a GPU or a second machine: the hours on a GPU say how much work it is.",
-        f"  Stage 2 loads all features of training, {_size(features)}, at once, in each process that trains.",
+        f"  Stage 2 reads features from the disk, batch by batch; loading.features: on_the_fly stores none of "
+        f"{_size(features)}, and computes them anew in each epoch of each training.",
     ]
     if profile.pretraining is not None:
         lines.append(f"  What the profile {profile.pretraining.profile} needs comes before and on top.")

@@ -97,6 +97,7 @@ class _Fit:
 
     def run(self) -> dict[str, Any]:
         task, progress = self.task, self.progress
+        settings: Optimisation = task.settings
         devices = [self.ranks.device] if self.ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._stopped_by_sigterm():
             torch.manual_seed(int(np.random.SeedSequence([task.seed, self.ranks.process_index]).generate_state(1)[0]))
@@ -111,7 +112,7 @@ class _Fit:
                     draw(found)
                     bar.update()
                     bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
-                    if self.stop or progress["iteration"] % task.settings.checkpoint_iterations == 0:
+                    if self.stop or progress["iteration"] % settings.checkpoint_iterations == 0:
                         self._save()
                     if self.stop:
                         log.warning("%s: SIGTERM; stopped after step %d", task.label, progress["iteration"])
@@ -158,7 +159,7 @@ class _Fit:
             share += losses.item() * weight
             correct += (logits.argmax(-1) == targets).float().mean().item() * len(part.targets) if len(targets) else 0
         loss, correct = self._gather([share, correct], torch.float64).sum(0).tolist()
-        settings = self.task.settings
+        settings: Optimisation = self.task.settings
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}; lower learning_rate, which is {settings.learning_rate}")
         if settings.clip_gradient_norm:

@@ -14,6 +14,7 @@ from faster_lib.backbones import build_backbone
 from faster_lib.data.datasets import VideoList
 from faster_lib.data.layouts import read_layout
 from faster_lib.data.sampling import num_clips_covering
+from faster_lib.feature_store import Product
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.profiles import Profile
 from faster_lib.training import count_batch_videos
@@ -40,20 +41,6 @@ KNOWN = {
     "ucf101": Videos(9_537, 3_783, 13_320, 500_000, "Soomro et al. 2012, split 1"),
     "hmdb51": Videos(3_570, 1_530, 6_766, 300_000, "Kuehne et al. 2011"),
 }
-
-
-class Product(NamedTuple):
-    """A quantity with the factors that make it."""
-
-    factors: tuple[tuple[int, str], ...]
-
-    @property
-    def value(self) -> int:
-        """The factors multiplied."""
-        return math.prod(number for number, _ in self.factors)
-
-    def __str__(self) -> str:
-        return " × ".join(f"{number:,} {what}" for number, what in self.factors)
 
 
 class NetworkCosts(NamedTuple):
@@ -174,7 +161,8 @@ def estimate(profile: Profile, clip_frames: int, costs: Costs, videos: Videos) -
     maps = (costs.expensive.map_bytes + costs.cheap.map_bytes, "bytes of both networks")
     disk = {"videos": Product(((videos.stored, "videos"), (videos.mean_bytes, "bytes")))}
     disk |= {name: Product((*clips, maps)) for name, clips in sets.items()}
-    memory["stage 2: all features of training"] = disk["features of training"]
+    batch_maps = ((stage_2.batch_videos, "videos"), (num_clips, "clips"), maps, (2, "(in single precision)"))
+    memory["stage 2: features of a batch"] = Product(batch_maps)
     return Estimate(macs, disk, memory)
 
 

@@ -1,7 +1,7 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,16 @@ from safetensors.torch import load_file, save
 
 from faster_lib.data.sources import what_videos_depend_on
 from faster_lib.faster import Faster, Schedule
-from faster_lib.features import FeaturePair, Features, one_thread
+from faster_lib.feature_maps import LiveFeatures, one_thread
+from faster_lib.feature_store import Request, StoredFeatures
+from faster_lib.features import FeaturePair
 from faster_lib.jobs import run_all
 from faster_lib.optimisation import what_training_depends_on
 from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.stage2 import FROZEN, build_faster, train_aggregator
 from faster_lib.store import Entry, write_whole
 
-RECIPE_AGGREGATOR = 3  # raised whenever the same features and settings would give another result
+RECIPE_AGGREGATOR = 4  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 
@@ -50,12 +52,13 @@ def measure_all(
     before = [cell for cell in cells if _learns(cell)]
     if pair.pretrained is not None and before:
         measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
-    pair.prepare(*(["train"] if any(_learns(cell) for cell in cells) else []))
-    pair.prepare(split, clips=sorted({len(schedule) for _, schedule in cells}))
     runs = [(cell, seed) for cell in cells for seed in (seeds if _learns(cell) else [0])]
     missing = [run for run in runs if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
     if any(_learns(cell) for cell, _ in missing):
+        pair.prepare("train")
         pair.scales  # noqa: B018  computed here once, and sent along
+    if missing:
+        pair.prepare(split, clips=sorted({len(schedule) for (_, schedule), _ in missing}))
     jobs = [(pair, *cell, seed, split) for cell, seed in missing]
     workers = pair.profile.loading.workers if find_ranks().num_processes == 1 else 1
     title = f"stage 2, L={pair.expensive.clip_frames}"
@@ -125,19 +128,19 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
         if find_ranks().is_main_process:
             write_whole(entry.path / "weights.safetensors", save(learned))
-            (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)
         return {"train_loss": loss, **evaluate(model, pair, split)}
 
     with one_thread():
         complete_together(entry, make)
+    (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)  # only now: a record may not come to be written
 
 
 @torch.inference_mode()
 def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
-    """Score every video of a split from its stored features; `measure_all` says what comes back."""
+    """Score every video of a split from its features; `measure_all` says what comes back."""
     from sklearn.metrics import f1_score  # here, since it takes a second and stored results need it no more
 
-    features = pair.load(split, len(model.schedule))
+    features = pair.open(split, len(model.schedule))
     logits = _score(model, features, pair.profile.aggregator_training.batch_videos)
     accuracies = {f"video@{top}": accuracy_percent(logits, features.targets, top=top) for top in (1, 5)}
     said, targets = logits.argmax(-1), features.targets
@@ -151,29 +154,36 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> dict[str, Any]:
     return {**found, "videos": len(targets), "correct": marks}
 
 
-def _score(model: Faster, features: Features, batch_videos: int) -> torch.Tensor:
+def _score(model: Faster, features: StoredFeatures | LiveFeatures, batch_videos: int) -> torch.Tensor:
     """Give the scores of all videos, in order: (videos, num_classes). Each rank computes every so many-th batch."""
     ranks, found = find_ranks(), []
     if ranks.device.type != "cpu":
         model = copy.deepcopy(model).to(ranks.device)  # the networks in it are others' too
-    batches = torch.arange(len(features.targets)).split(batch_videos)
-    for number in range(ranks.process_index, len(batches), ranks.num_processes):
-        maps = (part[batches[number], 0].float().to(ranks.device) for part in (features.expensive, features.cheap))
-        found.append((number, model.from_features(*maps).cpu()))
+    requests = list(enumerate(_all_clips(features, batch_videos)))[ranks.process_index :: ranks.num_processes]
+    for (number, _), maps in zip(requests, features.read_each(request for _, request in requests), strict=True):
+        found.append((number, model.from_features(*(part.to(ranks.device) for part in maps)).cpu()))
     return torch.cat([logits for _, logits in sorted(gather_object(found), key=lambda scored: scored[0])])
+
+
+def _all_clips(features: StoredFeatures | LiveFeatures, batch_videos: int) -> Iterator[Request]:
+    """Ask for all clips of the first view of all videos."""
+    for videos in torch.arange(len(features.targets)).split(batch_videos):
+        yield videos, torch.zeros_like(videos), torch.arange(features.num_clips).expand(len(videos), -1)
 
 
 @torch.inference_mode()
 def clip_accuracy_percent(pair: FeaturePair, split: str) -> dict[str, float]:
     """Give the share of single clips that each network classifies right by itself, over all N clips of all videos.
 
-    Returns: for E and C, 0 to 100, from the stored features.
+    Returns: for E and C, 0 to 100.
     """
-    features = pair.load(split)
+    features = pair.open(split)
     targets = features.targets.repeat_interleave(pair.num_clips)
-    networks = {"E": (pair.expensive.network, features.expensive), "C": (pair.cheap.network, features.cheap)}
-    logits = {key: torch.cat([net.classify(maps[0].float()) for maps in part]) for key, (net, part) in networks.items()}
-    return {key: accuracy_percent(scores, targets) for key, scores in logits.items()}
+    logits: dict[str, list[torch.Tensor]] = {"E": [], "C": []}
+    for both in features.read_each(_all_clips(features, 1)):
+        for kept, backbone, maps in zip(logits.values(), (pair.expensive, pair.cheap), both, strict=True):
+            kept.append(backbone.network.classify(maps[0].cpu()))
+    return {key: accuracy_percent(torch.cat(scores), targets) for key, scores in logits.items()}
 
 
 @torch.inference_mode()

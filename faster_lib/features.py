@@ -1,25 +1,44 @@
-"""The feature maps of frozen networks for all clips of a split, kept for stage 2 and for the test."""
+"""The feature maps of frozen networks for all clips of a split, for stage 2 and for the test: stored or on the fly."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
 
-from faster_lib.backbones import Backbone, fold_batch_norm
+from faster_lib.backbones import Backbone
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
-from faster_lib.data.transforms import normalise
+from faster_lib.data.transforms import RECIPE_TRANSFORM
+from faster_lib.data.video import DECODER
+from faster_lib.feature_maps import (
+    LiveFeatures,
+    compute_features,
+    decode,
+    decoders,
+    freeze,
+    map_shape,
+    one_thread,
+    square_sum,
+)
+from faster_lib.feature_store import (
+    Product,
+    StoredFeatures,
+    check_disk,
+    drop_damaged,
+    find_gaps,
+    list_shards,
+    write_shard,
+)
 from faster_lib.jobs import run_all
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.store import Entry, write_whole
+from faster_lib.ranks import complete_together, find_ranks, tell_all
+from faster_lib.store import Entry
 
-RECIPE_FEATURES = 2  # raised whenever the same networks and videos would give other feature maps
+RECIPE_FEATURES = 3  # raised whenever the same networks and videos would give other feature maps
 
 
 class TrainedBackbone(NamedTuple):
@@ -36,7 +55,7 @@ class TrainedBackbone(NamedTuple):
 def features_entry(
     profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
 ) -> Entry:
-    """Name the place of a split's feature maps; they depend on the weights and on how clips are cut."""
+    """Name the place of a split's feature maps; they depend on the weights and on how clips are read and cut."""
     depends = {
         "recipe": RECIPE_FEATURES,
         "weights": backbone.weights_sha256,
@@ -44,32 +63,21 @@ def features_entry(
         "num_clips": num_clips,
         "views": _views(profile, split),
         "seed": profile.backbone_training.seed,
+        "decoder": DECODER,
+        "transform": RECIPE_TRANSFORM,
+        "mixed_precision": profile.engine.mixed_precision,
         **what_videos_depend_on(profile, split, runs=runs),
     }
     name = backbone.name.replace("/", "-")
     return Entry("features", f"{name}-L{backbone.clip_frames}-N{num_clips}-{split}", depends, runs)
 
 
-class Features(NamedTuple):
-    """Feature maps (videos, views, N, C, l, h, w), float16, of both networks, and the classes (videos,).
-
-    C, l, h and w may be others for each network.
-    """
-
-    expensive: torch.Tensor
-    cheap: torch.Tensor
-    targets: torch.Tensor
-
-
 class FeaturePair:
-    """The feature maps of a pair of networks over the same clips, computed or loaded when first asked for."""
+    """The feature maps of a pair of networks over the same clips, computed when first asked for."""
 
     def __init__(self, profile: Profile, expensive: TrainedBackbone, cheap: TrainedBackbone, *, runs: Path = RUNS):
         self.profile, self.expensive, self.cheap, self.runs = profile, expensive, cheap, runs
-        self._loaded: dict[tuple[str, int], Features] = {}
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_loaded": {}}  # another process maps the shards by itself
+        self._opened: dict[tuple[str, int], StoredFeatures | LiveFeatures] = {}  # goes along to other processes
 
     @property
     def num_clips(self) -> int:
@@ -85,22 +93,32 @@ class FeaturePair:
         return FeaturePair(load_profile(self.profile.pretraining.profile), *networks, runs=self.runs)
 
     def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
-        """Compute what is missing of some splits' feature maps, with N clips a video for each N; nothing is loaded.
+        """Compute what is missing of some splits' feature maps, with N clips a video for each N, and verify all.
 
         Training always has the largest N: stage 2 draws fewer of those.
         """
         for split in splits:
             for num_clips in (clips if split != "train" else ()) or [self.num_clips]:
-                extract_features(self.profile, (self.expensive, self.cheap), split, num_clips, runs=self.runs)
+                self.open(split, num_clips)
 
-    def load(self, split: str, num_clips: int | None = None) -> Features:
-        """Give a split's feature maps, both networks' of the same clips; the largest N unless another is asked for."""
-        num_clips = num_clips or self.num_clips
-        if (split, num_clips) not in self._loaded:
-            expensive, targets = load_features(self.profile, self.expensive, split, num_clips, runs=self.runs)
-            cheap, _ = load_features(self.profile, self.cheap, split, num_clips, runs=self.runs)
-            self._loaded[split, num_clips] = Features(expensive, cheap, targets)
-        return self._loaded[split, num_clips]
+    def open(self, split: str, num_clips: int | None = None) -> StoredFeatures | LiveFeatures:
+        """Give what reads a split's feature maps, both networks' of the same clips.
+
+        There are as many clips a video as fit the profile's frames, unless another number is asked for.
+        """
+        key = (split, num_clips or self.num_clips)
+        if key not in self._opened:
+            self._opened[key] = self._open(*key)
+        return self._opened[key]
+
+    def _open(self, split: str, num_clips: int) -> StoredFeatures | LiveFeatures:
+        backbones = (self.expensive, self.cheap)
+        if self.profile.loading.features == "stored":
+            return StoredFeatures(extract_features(self.profile, backbones, split, num_clips, runs=self.runs))
+        entries = [features_entry(self.profile, backbone, split, num_clips, runs=self.runs) for backbone in backbones]
+        scales = Entry("features", f"scales-{entries[0].label}", {"scales": [e.key for e in entries]}, self.runs)
+        clips = _clips(self.profile, self.expensive, split, num_clips, self.runs)
+        return LiveFeatures([backbone.network for backbone in backbones], clips, self.profile, scales)
 
     def census(self, split: str) -> dict[str, int]:
         """Count a split's videos: expected by its lists, used, missing, corrupt."""
@@ -109,107 +127,89 @@ class FeaturePair:
     @cached_property
     def scales(self) -> tuple[float, float]:
         """By which the training features of (expensive, cheap) are multiplied to have a mean square of 1."""
-        train = self.load("train")
-        return tuple(1.0 / maps.float().square().mean().sqrt().item() for maps in (train.expensive, train.cheap))
+        return self.open("train").scales
 
 
 def extract_features(
     profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int, *, runs: Path = RUNS
 ) -> list[Entry]:
-    """Compute a split's feature maps by some networks, unless they are there; missing shards alone are computed.
+    """Compute a split's feature maps by some networks, unless they are there; missing and damaged shards alone.
 
     A video is decoded once for all networks. The training split has `views` random samplings of N clips, the others one
-    uniform sampling.
+    uniform sampling. Several ranks share the shards out.
+
+    Raises: OSError if they do not fit the disk.
     """
     entries = [features_entry(profile, backbone, split, num_clips, runs=runs) for backbone in backbones]
-    missing = [(b, entry) for b, entry in zip(backbones, entries, strict=True) if not entry.is_complete]
+    parts = list(zip(backbones, entries, strict=True))
 
     def make() -> dict[str, int]:
-        clips = VideoClips(
-            load_videos(profile, split, runs=runs, is_training=split == "train"),
-            profile.data,
-            clip_frames=backbones[0].clip_frames,
-            num_clips=num_clips,
-            views=_views(profile, split),
-            seed=profile.backbone_training.seed,
-        )
-        return {"shards": _extract(missing, clips, profile), "videos": len(clips)}
+        clips = _clips(profile, backbones[0], split, num_clips, runs)
+        _extract(parts, clips, profile)
+        return {"videos": len(clips)}
 
-    for _, entry in missing:  # the first one makes the shards of all
-        entry.complete(make)
+    for entry in entries:
+        drop_damaged(entry)
+    for entry in entries:  # the first one makes the shards of all
+        complete_together(entry, make)
     return entries
 
 
-def load_features(
-    profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, *, runs: Path = RUNS
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load a split's feature maps, computed first where they are missing.
-
-    Shape: -> features (videos, views, N, C, l, h, w) float16, targets (videos,)
-    """
-    (entry,) = extract_features(profile, [backbone], split, num_clips, runs=runs)
-    shards = [load_file(path) for path in sorted(entry.path.glob("shard_*.safetensors"))]
-    expected = entry.record["measures"]["videos"]
-    if sum(len(shard["targets"]) for shard in shards) != expected:
-        raise RuntimeError(f"{entry.path} does not hold the features of {expected} videos; delete that folder")
-    return tuple(torch.cat([shard[name] for shard in shards]) for name in ("features", "targets"))
+def _clips(profile: Profile, backbone: TrainedBackbone, split: str, num_clips: int, runs: Path) -> VideoClips:
+    return VideoClips(
+        load_videos(profile, split, runs=runs, is_training=split == "train"),
+        profile.data,
+        clip_frames=backbone.clip_frames,
+        num_clips=num_clips,
+        views=_views(profile, split),
+        seed=profile.backbone_training.seed,
+    )
 
 
 def _views(profile: Profile, split: str) -> int:
     return profile.aggregator_training.views if split == "train" else 0
 
 
-def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, profile: Profile) -> int:
-    """Compute the missing shards side by side, each with one thread, so that their number changes no result."""
-    size = profile.loading.shard_videos
-    missing: dict[range, list[tuple[int, Path]]] = {}  # of each stretch of videos: which part, and its shard
-    for number, first in enumerate(range(0, len(clips), size)):
-        paths = [entry.path / f"shard_{number:05d}.safetensors" for _, entry in parts]
-        if absent := [(place, path) for place, path in enumerate(paths) if not path.is_file()]:
-            missing[range(first, min(first + size, len(clips)))] = absent
-    if missing:
-        for _, entry in parts:
-            entry.path.mkdir(parents=True, exist_ok=True)
-        networks = [fold_batch_norm(part.network).to(memory_format=torch.channels_last_3d) for part, _ in parts]
-        jobs = [
-            ([(networks[place], path) for place, path in absent], clips, videos) for videos, absent in missing.items()
-        ]
-        title = f"extract {' and '.join(entry.label for _, entry in parts)}"
-        run_all(_write_shards, jobs, workers=profile.loading.workers, title=title, unit="shard")
-    return -(-len(clips) // size)
+def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, profile: Profile) -> None:
+    """Compute this rank's share of the missing shards.
+
+    On a CPU they are made side by side, each with one thread, so that their number changes no result.
+    """
+    ranks, missing = find_ranks(), {}
+    for place, (_, entry) in enumerate(parts):
+        entry.path.mkdir(parents=True, exist_ok=True)
+        for videos in tell_all(find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos)):
+            missing.setdefault(videos, []).append(place)
+    if not missing:
+        return
+    check_disk(parts[0][1].path, [_size(parts, place, clips, missing) for place in range(len(parts))])
+    networks = [freeze(backbone.network, ranks.device) for backbone, _ in parts]
+    jobs = [
+        ([(networks[place], parts[place][1].path) for place in places], clips, videos, profile)
+        for videos, places in list(missing.items())[ranks.process_index :: ranks.num_processes]
+    ]
+    title = f"extract {' and '.join(entry.label for _, entry in parts)}"
+    workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
+    run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", disable=not ranks.is_main_process)
 
 
-def _write_shards(wanted: Sequence[tuple[Backbone, Path]], clips: VideoClips, videos: range) -> None:
+def _size(parts: Sequence[tuple], place: int, clips: VideoClips, missing: dict[range, list[int]]) -> Product:
+    videos = sum(len(videos) for videos, places in missing.items() if place in places)
+    shape = map_shape(parts[place][0].network, clips.clip_frames, clips.data.crop_px)
+    what = ((videos, "videos"), (max(clips.views, 1), "views"), (clips.num_clips, "clips"))
+    letters = zip(shape, ("channels", "frames", "rows", "columns"), strict=True)
+    return Product((*what, *letters, (2, f"bytes of {parts[place][0].name}")))
+
+
+def _write_shards(wanted: Sequence[tuple[Backbone, Path]], clips: VideoClips, videos: range, profile: Profile) -> None:
+    device = next(wanted[0][0].parameters()).device
     with one_thread():
         features, targets = [[] for _ in wanted], []
-        for views, target in map(clips.__getitem__, videos):
+        for views, target in decode(clips, videos, decoders(profile, device)):
             for kept, (network, _) in zip(features, wanted, strict=True):
-                kept.append(compute_features(network, views))
+                kept.append(compute_features(network, views, profile.engine.mixed_precision).cpu())
             targets.append(target)
-        for kept, (_, path) in zip(features, wanted, strict=True):
-            write_whole(path, save({"features": torch.stack(kept), "targets": torch.tensor(targets)}))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread, as each of several processes should; afterwards as many as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@torch.inference_mode()
-def compute_features(network: Backbone, views: torch.Tensor) -> torch.Tensor:
-    """Compute the feature maps of one video's clips.
-
-    Shape: (views, N, 3, L, H, W) uint8 -> (views, N, C, l, h, w) float16
-    Raises: FloatingPointError if a value does not fit half precision.
-    """
-    clips = normalise(views.flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
-    features = network.features(clips).contiguous().half()
-    if not torch.isfinite(features).all():
-        raise FloatingPointError("a feature is not finite in half precision; was the network trained?")
-    return features.unflatten(0, views.shape[:2])
+        for kept, (_, folder) in zip(features, wanted, strict=True):
+            sums = torch.stack([square_sum(maps) for maps in kept])
+            tensors = {"features": torch.stack(kept), "targets": torch.tensor(targets), "square_sums": sums}
+            write_shard(folder, videos, tensors)

@@ -21,21 +21,31 @@ def find_ranks() -> Accelerator:
 def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
     """Have a result made by all ranks, unless it is there: `Entry.complete` for several processes.
 
-    The main one holds the entry meanwhile, and what its `make` gives becomes the record. All see the same files.
+    The main one holds the entry meanwhile, and what its `make` gives becomes the record, once all ranks have made
+    theirs. All see the same files.
+
+    Raises: what `make` raises, in its rank and at once: a rank that ends so breaks off what the others wait for.
     """
-    ranks = find_ranks()
+    ranks, is_made = find_ranks(), []
+
+    def lead() -> dict[str, Any]:
+        is_made.append(tell_all(True))
+        measures = make()
+        ranks.wait_for_everyone()  # so that no record is written after an error in another rank
+        return measures
+
     if ranks.num_processes == 1:
         entry.complete(make)
     elif ranks.is_main_process:
-        is_made = []
-
-        def lead() -> dict[str, Any]:
-            is_made.append(broadcast_object_list([True]))
-            return make()
-
         entry.complete(lead)
         if not is_made:
-            broadcast_object_list([False])
-    elif broadcast_object_list([None])[0]:
+            tell_all(False)
+    elif tell_all(None):
         make()
+        ranks.wait_for_everyone()
     ranks.wait_for_everyone()
+
+
+def tell_all(value: Any) -> Any:
+    """Give every rank the main one's value; all must call this."""
+    return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value

@@ -1,9 +1,10 @@
 """Stage 2: an aggregator and its classifier learn on the feature maps of the frozen networks."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from faster_lib.aggregators import build_aggregator
 from faster_lib.data.datasets import generator_for
 from faster_lib.engine import Task, fit
 from faster_lib.faster import Faster, Schedule
-from faster_lib.features import FeaturePair, Features
+from faster_lib.feature_maps import LiveFeatures
+from faster_lib.feature_store import Request, StoredFeatures
+from faster_lib.features import FeaturePair
 from faster_lib.optimisation import seeded
 from faster_lib.profiles import AggregatorTraining
 
@@ -28,7 +31,7 @@ def train_aggregator(
     folder: Path,
     start: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Faster, float]:
-    """Train an aggregator and its classifier (stage 2) on the stored features of the frozen networks.
+    """Train an aggregator and its classifier (stage 2) on the features of the frozen networks.
 
     The classifier starts as the expensive network's, undone for the features' scale; an epoch sees one view of each
     video (both ours; the paper does not say).
@@ -40,7 +43,7 @@ def train_aggregator(
     Source: FASTER, "Setups for learning to aggregate".
     """
     settings = pair.profile.aggregator_training
-    train = pair.load("train")
+    train = pair.open("train")
     steps = math.ceil(len(train.targets) / settings.batch_videos)
     model = seeded(seed, build_faster, pair, name, schedule)
     if start is not None:
@@ -52,7 +55,7 @@ def train_aggregator(
         steps=settings.epochs * steps,
         batch_samples=min(settings.batch_videos, len(train.targets)),
         seed=seed,
-        batches=lambda first, mine, parts: _draw_batches(train, settings, len(schedule), seed, first, mine, parts),
+        batches=lambda first, mine, parts: _read_batches(train, settings, len(schedule), seed, first, mine, parts),
         compute=_compute,
         checkpoint=folder / "checkpoint.safetensors",
         curves=folder.parents[1] / "tensorboard" / folder.name,
@@ -92,26 +95,34 @@ def _compute(network: nn.Module, drawn: _Drawn) -> tuple[torch.Tensor, torch.Ten
     return network(drawn.expensive.to(device), drawn.cheap.to(device)), drawn.targets.to(device)
 
 
+def _read_batches(train: StoredFeatures | LiveFeatures, *drawing: Any) -> Iterator[_Drawn]:
+    """Read what is drawn."""
+    requests, ahead = itertools.tee(_draw_batches(train, *drawing))
+    for (videos, *_), maps in zip(requests, train.read_each(ahead), strict=True):
+        yield _Drawn(*maps, train.targets[videos])
+
+
 def _draw_batches(
-    train: Features,
+    train: StoredFeatures | LiveFeatures,
     settings: AggregatorTraining,
     num_clips: int,
     seed: int,
     first: int,
     mine: Sequence[int],
     parts: int,
-) -> Iterator[_Drawn]:
-    """Give this rank's share of each batch from a step on; what is drawn before is drawn, and not read."""
+) -> Iterator[Request]:
+    """Draw this rank's share of each batch from a step on."""
     videos, steps = len(train.targets), math.ceil(len(train.targets) / settings.batch_videos)
     for epoch in range(first // steps, settings.epochs):
         generator = generator_for(seed, epoch)
         order = torch.randperm(videos, generator=generator)
         for step, batch in enumerate(order.split(settings.batch_videos), start=epoch * steps):
-            clips = _draw_clips(len(batch), train.expensive.shape[2], num_clips, generator)
+            clips = _draw_clips(len(batch), train.num_clips, num_clips, generator)
             if step < first:
                 continue
+            views = (batch + epoch) % train.num_views
             for part in mine:
-                yield _read(train, batch[part::parts], epoch, clips[part::parts])
+                yield batch[part::parts], views[part::parts], clips[part::parts]
 
 
 def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
@@ -138,9 +149,3 @@ def _draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: tor
         return torch.arange(num_stored).expand(num_videos, -1)
     chances = torch.rand(num_videos, num_stored, generator=generator)
     return chances.topk(num_clips, dim=1).indices.sort(dim=1).values
-
-
-def _read(features: Features, videos: torch.Tensor, epoch: int, clips: torch.Tensor) -> _Drawn:
-    view = (videos + epoch) % features.expensive.shape[1]
-    chosen = (part[videos[:, None], view[:, None], clips].float() for part in (features.expensive, features.cheap))
-    return _Drawn(*chosen, features.targets[videos])

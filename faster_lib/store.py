@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,8 +61,9 @@ class Entry:
     def complete(self, make: Callable[[], dict[str, Any]]) -> None:
         """Have the result made by `make`, which gives its measures, unless it is there; they complete it.
 
-        The entry is held alone meanwhile: a second process that wants the same one waits, and finds it made. Its
-        record counts the starts and adds up their seconds; of a process that was killed, up to the last file it left.
+        The entry is held alone meanwhile: a second process that wants the same one waits, and finds it made. What
+        processes that were killed left half written in its folder is removed first. Its record counts the starts and
+        adds up their seconds; of a process that was killed, up to the last file it left.
         """
         if self.is_complete:
             return
@@ -68,6 +71,7 @@ class Entry:
         with FileLock(self.path.with_name(self.path.name + ".lock")):
             if self.is_complete:
                 return
+            remove_partials(self.path)
             begun, start = self._begin(), time.perf_counter()
             measures = make()
             begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
@@ -115,17 +119,58 @@ def hash_of(depends: dict[str, Any]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that under its name it is whole or absent, even after a crash or on a full disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file so that under its name it is whole or absent, even after a crash or on a full disk.
+
+    Raises: OSError, naming the file, if it cannot be written; what was there before then stays.
+    """
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _keep_names(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name the file that it is about, as those of a full disk do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the names in a folder on the disk too, so that a power cut does not take back a replaced file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove, below a folder too, what `write_whole` left half written in processes of this machine that are gone."""
+    for path in folder.rglob(".*.partial"):
+        writer = re.search(rf"\.{re.escape(platform.node())}\.(\d+)\.partial$", path.name)
+        if writer and not _is_running(int(writer[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def circumstances() -> dict[str, Any]:

@@ -111,10 +111,10 @@ def train_backbone(
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
         if find_ranks().is_main_process:
             write_whole(entry.path / "weights.safetensors", content)
-            (entry.path / CHECKPOINT).unlink(missing_ok=True)
         return measures
 
     complete_together(entry, make)
+    (entry.path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
     weights = (entry.path / "weights.safetensors").read_bytes()
     network.load_state_dict(load(weights))
     network.eval().requires_grad_(False)

@@ -26,7 +26,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LAYERS = (
     ("paths", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
-    ("faster", "flops", "optimisation", "batch_norm", "training_state", "engine", "ranks"),
+    (
+        "faster",
+        "flops",
+        "optimisation",
+        "batch_norm",
+        "training_state",
+        "engine",
+        "ranks",
+        "feature_store",
+        "feature_maps",
+    ),
     (
         "features",
         "stage2",
@@ -64,7 +74,7 @@ DOORS = {
     "nbformat": {"site"},
     "jinja2": {"site"},
     "submitit": {"sweep"},
-    "accelerate": {"engine", "ranks", "evaluation"},
+    "accelerate": {"engine", "ranks", "evaluation", "feature_maps"},
     "tensorboard": set(),
 }
 # What the check of the profile itself reads, and nothing else need: it says which of root and scene must be there.
@@ -185,7 +195,7 @@ def code_of(notebook: Path) -> str:
 def keys_read(tree: ast.AST) -> set[tuple[str, str]]:
     """All (class of section, key) read as attributes of something that is such a section.
 
-    That is: an argument annotated so, an attribute named like a section, or a variable set to one of these.
+    That is: an argument or variable annotated so, an attribute named like a section, or a variable set to one of these.
     """
     classes = {c.__name__ for section in SECTIONS.values() for c in section.__mro__ if hasattr(c, "model_fields")}
     found = set()
@@ -199,6 +209,8 @@ def keys_read(tree: ast.AST) -> set[tuple[str, str]]:
         for node in inner:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in SECTIONS:
                 known |= {ast.unparse(target): SECTIONS[node.value.attr].__name__ for target in node.targets}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Name):
+                known |= {ast.unparse(node.target): node.annotation.id} if node.annotation.id in classes else {}
         for node in inner:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value

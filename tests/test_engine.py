@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from faster_lib import engine
 from faster_lib.data.datasets import EpochDraws
+from faster_lib.data.sources import load_videos
 from faster_lib.optimisation import seeded
 from faster_lib.paths import PARAMS
 from faster_lib.profiles import load_profile, parse_profile
@@ -87,6 +89,24 @@ def test_two_processes_train_the_same_weights_with_the_same_losses_as_one(both, 
             assert {k: v for k, v in other.items() if k != "train_loss"} == {
                 k: v for k, v in measures.items() if k != "train_loss"
             }, "the evaluation to the digit"
+
+
+def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_them_has_nothing_left(tmp_path):
+    """Batches of 3 videos: the second process has one of them, and sometimes that one is broken."""
+    odd = odd_profile()
+    data = odd.data.model_copy(update={"most_unreadable_share": 0.2})
+    training = odd.backbone_training.model_copy(update={"batch_frames": 24, "seed": 3})
+    profile = odd.model_copy(update={"data": data, "backbone_training": training})
+    for processes in (1, 2):
+        runs = tmp_path / str(processes) / "runs"
+        videos = load_videos(profile, "train", runs=runs)
+        for number in (3, 5):
+            videos.paths[number].write_bytes(b"no video")
+        launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs))
+    (one,), (two,) = (records_of(tmp_path / n / "runs", "backbones").values() for n in ("1", "2"))
+    assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-4)
+    assert {Path(path).name for path in one["skipped"]} == {Path(path).name for path in two["skipped"]}
+    assert len(one["skipped"]) == 2
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone, describe
 from faster_lib.evaluation import clip_accuracy_percent, watch
 from faster_lib.faster import Faster
-from faster_lib.features import FeaturePair, Features, TrainedBackbone
+from faster_lib.features import FeaturePair, TrainedBackbone
 from faster_lib.figures import Panel, Series, draw_film_strip, draw_panels
 from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
 from faster_lib.paths import ROOT
@@ -117,6 +117,16 @@ def test_each_clip_adds_its_networks_cost_and_from_the_second_on_a_step(model):
     assert running_gmacs(**sizes, aggregator=None, schedule="EE") == [expensive / 1e9, 2 * expensive / 1e9]
 
 
+def held(expensive, cheap, targets):
+    """Feature maps (videos, views, N, ...) in memory, read as those of a store."""
+
+    def read_each(requests):
+        for videos, views, clips in requests:
+            yield tuple(part[videos[:, None], views[:, None], clips].float() for part in (expensive, cheap))
+
+    return SimpleNamespace(read_each=read_each, targets=targets, num_clips=expensive.shape[2])
+
+
 def test_clip_accuracy_is_the_share_of_single_clips_that_are_right():
     maps = torch.zeros(2, 1, 4, 3, 1, 1, 1)  # 2 videos, 1 view, 4 clips, 3 channels, which stand for classes
     targets = torch.tensor([2, 1])
@@ -127,8 +137,8 @@ def test_clip_accuracy_is_the_share_of_single_clips_that_are_right():
     wrong[0, 0, 0, 2] = 2
     network = SimpleNamespace(classify=lambda features: features.mean(dim=(-3, -2, -1)))
     trained = SimpleNamespace(network=network)
-    features = Features(right.half(), wrong.half(), targets)
-    pair = SimpleNamespace(num_clips=4, expensive=trained, cheap=trained, load=lambda split: features)
+    features = held(right.half(), wrong.half(), targets)
+    pair = SimpleNamespace(num_clips=4, expensive=trained, cheap=trained, open=lambda split: features)
     assert clip_accuracy_percent(pair, "test") == {"E": 87.5, "C": 12.5}
 
 

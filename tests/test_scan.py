@@ -16,7 +16,7 @@ import torch
 from faster_lib.data import scan as module
 from faster_lib.data.datasets import RandomClips, VideoClips, VideoList, collate
 from faster_lib.data.layouts import video_files
-from faster_lib.data.scan import index_path, scan, summarise
+from faster_lib.data.scan import _read_table, index_path, scan, summarise
 from faster_lib.paths import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -254,6 +254,23 @@ def test_a_decoder_that_aborts_or_hangs_marks_its_file_and_no_other(tmp_path, mo
         wanted = {"a": ("corrupt", "aborted (exit code -6)"), "f": ("readable", ""), "h": ("corrupt", "more than 1 s")}
         status, reason = wanted[path.name[1]]
         assert row.status == status and reason in row.reason
+
+
+def test_a_row_cut_off_at_any_byte_is_read_again(tmp_path):
+    folder, runs = tmp_path / "videos", tmp_path / "runs"
+    folder.mkdir()
+    paths = [folder / "0.mp4", folder / "1.mp4"]
+    write(paths[0], "libx264", pictures(8))
+    paths[1].write_bytes(b"no video")
+    wanted = scan(paths, folder, workers=1, runs=runs)
+    table = index_path(folder, runs)
+    whole = table.read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for end in range(last, len(whole)):
+        table.write_bytes(whole[:end])
+        assert _read_table(table) == {"0.mp4": wanted[paths[0]]}
+    table.write_bytes(whole)
+    assert _read_table(table) == {row.path: row for row in wanted.values()}
 
 
 def test_an_interrupted_scan_goes_on_and_only_changed_files_are_read_again(tmp_path, monkeypatch):

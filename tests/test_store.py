@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import platform
 import re
+import stat
 import subprocess
 import sys
 import threading
@@ -69,12 +71,29 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert names(tmp_path) == ["weights.bin"] and path.read_bytes() == b"new"
 
 
+def test_content_then_name_are_on_the_disk_when_a_write_returns(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "content")
+        fsync(descriptor)
+
+    def note_replace(source, target) -> None:
+        done.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    write_whole(tmp_path / "checkpoint.pt", b"state")
+    assert done == ["content", "name", "folder"]
+
+
 def test_a_write_that_the_system_breaks_off_half_way_leaves_nothing(tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(OSError, match=r"too large: '.*/video\.mp4'"):
             write_whole(tmp_path / "video.mp4", bytes(300_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -99,6 +118,24 @@ def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path
     entry.complete(lambda: pytest.fail("made a second time"))
     assert entry.record["measures"] == {"loss": 0.25}
     assert not Entry("backbones", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
+
+
+def test_what_a_killed_writer_left_half_written_is_removed_and_what_others_write_stays(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
+    (entry.path / "UCF-101").mkdir(parents=True)
+    here = platform.node()
+    writers = {
+        "gone": f"{here}.{ended.pid}",
+        "running": f"{here}.{os.getpid()}",
+        "elsewhere": f"not-{here}.{ended.pid}",
+    }
+    paths = {about: entry.path / "UCF-101" / f".v.avi.{writer}.partial" for about, writer in writers.items()}
+    for path in paths.values():
+        path.write_bytes(b"half")
+    entry.complete(lambda: {"left": names(entry.path / "UCF-101")})
+    assert entry.record["measures"]["left"] == sorted(paths[about].name for about in ("running", "elsewhere"))
 
 
 def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made(tmp_path):

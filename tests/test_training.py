@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from faster_lib import engine, evaluation, features, optimisation, stage2, store, torchvision_backbones, training
 from faster_lib.backbones import build_backbone
 from faster_lib.faster import Schedule
-from faster_lib.features import Features
 from faster_lib.profiles import Pretraining, load_profile
 from faster_lib.studies import video_mflops
 
@@ -26,6 +25,27 @@ def pair(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     networks = [training.train_backbone(SMOKE, name, 8, runs=runs) for name in ("r2plus1d_50", "r2d_26")]
     return features.FeaturePair(SMOKE, *networks, runs=runs)
+
+
+def whole(features):
+    """Read all maps of a store: (videos, views, N, C, l, h, w) of either network, as they were in memory at once."""
+    videos = torch.arange(len(features.targets))
+    clips = torch.arange(features.num_clips).expand(len(videos), -1)
+    views = features.read_each((videos, torch.full_like(videos, view), clips) for view in range(features.num_views))
+    return SimpleNamespace(
+        **dict(zip(("expensive", "cheap"), map(torch.stack, zip(*views, strict=True), (1, 1)), strict=True)),
+        targets=features.targets,
+    )
+
+
+def held(expensive, cheap, targets):
+    """Feature maps (videos, views, N, ...) in memory, read as those of a store."""
+
+    def read_each(requests):
+        for videos, views, clips in requests:
+            yield tuple(part[videos[:, None], views[:, None], clips].float() for part in (expensive, cheap))
+
+    return SimpleNamespace(read_each=read_each, targets=targets, num_clips=expensive.shape[2])
 
 
 def with_training(profile, **changes):
@@ -167,7 +187,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     unlike = features.FeaturePair(profile, *networks, runs=tmp_path)
     cells = [("fast_gru", Schedule("CECC")), ("avg_pool", Schedule("CECC"))]
     measured = evaluation.measure_all(unlike, cells, seeds=[0], split="test")
-    maps = unlike.load("test")
+    maps = whole(unlike.open("test"))
     assert maps.expensive.shape == (4, 1, 4, 512, 1, 2, 2) and maps.cheap.shape == (4, 1, 4, 2048, 1, 2, 2)
     model = evaluation.load_faster(unlike, *cells[0], seed=0, split="test")
     assert evaluation.evaluate(model, unlike, "test")["correct"] == measured[cells[0]][0]["correct"]
@@ -179,28 +199,12 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert cost == pytest.approx((3 * 512 * 2048 * 4 + 3 * 3.5 * 512**2 * 4) / 1e6, abs=0.02)
 
 
-def test_stored_features_are_those_of_the_network_and_a_missing_shard_alone_is_made_again(pair):
-    maps = pair.load("test")
-    entry = features.features_entry(SMOKE, pair.cheap, "test", 8, runs=pair.runs)
-    shards = sorted(entry.path.glob("shard_*"))
-    assert len(shards) == 2  # 16 videos, 8 a shard
-    stamps = [path.stat().st_mtime_ns for path in shards]
-    before = load_file(shards[1])["features"]
-    shards[1].unlink()
-    (entry.path / "record.json").unlink()
-    again, targets = features.load_features(SMOKE, pair.cheap, "test", 8, runs=pair.runs)
-    assert torch.equal(again[8:], before) and torch.equal(again, maps.cheap) and torch.equal(targets, maps.targets)
-    assert shards[0].stat().st_mtime_ns == stamps[0] and shards[1].stat().st_mtime_ns != stamps[1]
-    assert maps.expensive.shape == (16, 1, 8, 128, 1, 2, 2)
-    assert pair.load("train").cheap.shape[:3] == (20, 2, 8)
-
-
 def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair, tmp_path):
     weights = copy.deepcopy(pair.expensive.network.state_dict())
     model, _ = stage2.train_aggregator(
         pair, "fast_gru", Schedule.ratio(8, 1), seed=0, folder=tmp_path / "aggregators" / "gru"
     )
-    scaled = pair.load("train").cheap.float() * model.feature_scales[1]
+    scaled = whole(pair.open("train")).cheap * model.feature_scales[1]
     assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
     for name, weight in pair.expensive.network.state_dict().items():
         assert torch.equal(weight, weights[name]), name
@@ -210,7 +214,7 @@ def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_trai
     schedule = Schedule.first_expensive(3)
     cells = [("fast_gru", schedule), ("avg_pool", Schedule("CCC"))]
     results = evaluation.measure_all(pair, cells, seeds=[0], split="test")
-    few, all_clips = pair.load("test", 3), pair.load("test")
+    few, all_clips = whole(pair.open("test", 3)), whole(pair.open("test"))
     assert few.cheap.shape[2] == 3
     # 64 frames, L = 8: three clips start at 0, 28 and 56; of the eight, the first and the last start there too
     assert torch.equal(few.cheap[:, :, [0, 2]], all_clips.cheap[:, :, [0, 7]])
@@ -388,9 +392,9 @@ def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_more_clips_
 def test_macro_f1_counts_every_class_alike_whatever_its_share():
     said = torch.tensor([0, 0, 1, 1])
     maps = torch.nn.functional.one_hot(said, 3).float()[:, None, None]  # (videos, views, N, classes), as if logits
-    features = Features(maps, maps, torch.tensor([0, 0, 0, 1]))
+    features = held(maps, maps, torch.tensor([0, 0, 0, 1]))
     census = {"expected": 5, "used": 4, "missing": 1, "corrupt": 0}
-    pair = SimpleNamespace(profile=SMOKE, load=lambda split, num_clips: features, census=lambda split: census)
+    pair = SimpleNamespace(profile=SMOKE, open=lambda split, num_clips: features, census=lambda split: census)
     model = SimpleNamespace(schedule="E", from_features=lambda expensive, cheap: expensive[:, 0])
     found = evaluation.evaluate(model, pair, "test")
     assert found["video@1"] == 75 and found["correct"] == "1101" and found["commonest"] == 75

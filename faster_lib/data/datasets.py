@@ -159,7 +159,7 @@ def collate(items: Sequence[tuple]) -> Batch:
     skipped = [item for item in items if isinstance(item[1], str)]
     there = [item for item in items if not isinstance(item[1], str)]
     clips = torch.stack([clips for clips, _ in there]) if there else torch.empty(0)
-    return Batch(clips, torch.tensor([target for _, target in there]), skipped)
+    return Batch(clips, torch.tensor([target for _, target in there], dtype=torch.int64), skipped)
 
 
 class EpochDraws(Sampler):

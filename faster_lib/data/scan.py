@@ -27,7 +27,7 @@ from faster_lib.data.layouts import SPLITS, folder_of, read_layout
 from faster_lib.data.video import VideoError, probe_video
 from faster_lib.paths import RUNS
 from faster_lib.profiles import load_profile
-from faster_lib.store import hash_of, write_whole
+from faster_lib.store import hash_of, naming, remove_partials, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ def scan(
         found = [_look_at(video, name) for video, name in names.items()]
         todo = [row for row in found if not _is_same_file(row, rows.get(row.path))]
         if todo:
+            remove_partials(table.parent)
             _write_table(table, rows)  # whole, whatever an interruption left at its end
-            with table.open("a", newline="", encoding="utf-8") as file:
-                for row in _read_files(todo, root, workers, time_limit):
-                    rows[row.path] = row
+            for row in _read_files(todo, root, workers, time_limit):
+                rows[row.path] = row
+                with naming(table), table.open("a", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(row)
-                    file.flush()
             _write_table(table, rows)
     return {video: rows[name] for video, name in names.items()}
 
@@ -159,15 +159,15 @@ def _outcome(future: Future, row: Scanned, limit: float) -> Scanned:
 
 
 def _read_table(table: Path) -> dict[str, Scanned]:
-    """Give the rows by path; half a line, as an interruption leaves it, counts as none."""
+    """Give the rows by path; half a line, as an interruption or a full disk leaves it, counts as none."""
     if not table.is_file():
         return {}
-    rows = {}
-    with table.open(newline="", encoding="utf-8") as file:
-        for line in csv.reader(file):
-            if len(line) == len(Scanned._fields) and line[0] != "path" and len(line[-1]) in (0, 16):
-                values = zip(Scanned.__annotations__.values(), line, strict=True)
-                rows[line[0]] = Scanned(*(text == "True" if kind is bool else kind(text) for kind, text in values))
+    rows, content = {}, table.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].decode()
+    for line in csv.reader(io.StringIO(whole, newline="")):
+        if len(line) == len(Scanned._fields) and line[0] != "path":
+            values = zip(Scanned.__annotations__.values(), line, strict=True)
+            rows[line[0]] = Scanned(*(text == "True" if kind is bool else kind(text) for kind, text in values))
     return rows
 
 

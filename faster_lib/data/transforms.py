@@ -6,6 +6,7 @@ Clips stay uint8 until `normalise`, which runs on the device: a quarter of the b
 import torch
 from torchvision.transforms.v2 import functional as F
 
+RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
 PIXEL_MEAN = (110.2, 100.6, 96.0)  # of 0 to 255, RGB. Source: VMZ's 0.43216, 0.394666, 0.37645 on Kinetics
 PIXEL_STD = (58.1, 56.5, 55.3)  # Source: VMZ's 0.22803, 0.22145, 0.216989
 

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import decord
 import numpy as np
 import torch
 
+DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
 BATCH_BYTES = 2**25  # of frames decoded at a time where a whole video is read
 _SEEKS = 6  # places of a video at which random access is tried, those near key frames first
 # Where these were read out of order, decord gave other frames now and then, not always the same ones: never rely on it.

@@ -1,0 +1,409 @@
+"""Kill the whole pipeline at random moments, start it again each time, and compare the end with an undisturbed run.
+
+    .venv/bin/python benchmarks/kills.py --kills 50 --seed 0 --profile smoke FOLDER
+
+Every start is a fork of this process, which has imported everything and run nothing, so that it costs no import, and
+leads a process group of its own. SIGKILL goes to the whole group, worker processes included, or, in one of five cases,
+to the main process alone, as from a system that is out of memory: then its workers may outlive it for a while.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import logging
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sklearn.metrics  # noqa: F401  here, since every start needs it
+import torch
+from safetensors import safe_open
+
+from faster_lib.data.scan import Scanned
+from faster_lib.data.sources import load_videos
+from faster_lib.evaluation import measure_all
+from faster_lib.faster import Schedule
+from faster_lib.features import FeaturePair
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.training import train_backbone
+
+log = logging.getLogger(__name__)
+
+L = 8
+CELLS = [("avg_pool", Schedule.ratio(8, 3)), *(("fast_gru", Schedule.ratio(8, ratio)) for ratio in (1, 3, 7))]
+SEEDS = (0, 1, 2)
+STAGES = {  # the folder of runs/ for what each makes
+    "generation": "imitations",
+    "scan": "index",
+    "stage_1": "backbones",
+    "extraction": "features",
+    "stage_2": "aggregators",
+}
+ALONE = 0.2  # the share of kills that hit the main process alone
+LATEST_SECONDS = 300.0  # for a start to end in, when nothing kills it
+Moments = dict[str, list[float]]  # of each stage of an undisturbed run: when its files changed, from its beginning
+
+
+def cut_down(profile: Profile, workers: int) -> Profile:
+    """Give the profile that is killed: few videos in a layout that is scanned, frequent checkpoints, small shards."""
+    changed = {
+        "data": {"source": "ucf101", "fold": 1},
+        "scene": {"videos": {"train": 32, "test": 16}},
+        "backbone_training": {"split": "train", "iterations": 24, "checkpoint_iterations": 2},
+        "loading": {"workers": workers, "shard_videos": 4},
+    }
+    parts = {name: getattr(profile, name).model_copy(update=values) for name, values in changed.items()}
+    return profile.model_copy(update=parts)
+
+
+def run_pipeline(profile: Profile, runs: Path, enter: Callable[[str], None]) -> None:
+    """Run all five stages, each of which goes on from what is there, and write the table of measures."""
+    torch.set_num_threads(1)
+    enter("generation")  # until the videos' record is there, then it is the scan
+    for split in ("train", "test"):
+        load_videos(profile, split, runs=runs)
+    enter("stage_1")
+    names = (profile.networks.expensive, profile.networks.cheap)
+    networks = [train_backbone(profile, name, L, runs=runs, may_be_shipped=False) for name in names]
+    enter("extraction")
+    pair = FeaturePair(profile, *networks, runs=runs)
+    pair.prepare("train", "test")
+    enter("stage_2")
+    table = measure_all(pair, CELLS, seeds=SEEDS, split="test")
+    lines = [
+        {"aggregator": name, "schedule": str(schedule), **_without_times(run)}
+        for (name, schedule), found in table.items()
+        for run in found
+    ]
+    (runs / "table.json").write_text(json.dumps(lines, indent=1))
+
+
+class Start(NamedTuple):
+    """One start of the pipeline in a process group of its own."""
+
+    pid: int
+    place: mmap.mmap  # one byte, shared: the number of the stage, or 255
+
+    def stage(self, runs: Path) -> str | None:
+        """Say which stage it is in; None before the first."""
+        number = self.place[0]
+        if number == 0 and any((runs / "imitations").glob("*/record.json")):
+            return "scan"
+        return None if number == 255 else list(STAGES)[number]
+
+
+def start(profile: Profile, runs: Path, output: Path) -> Start:
+    """Fork a process that runs the pipeline."""
+    place = mmap.mmap(-1, 1)
+    place[0] = 255
+    if pid := os.fork():
+        return Start(pid, place)
+    status = 1
+    try:
+        os.setsid()
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        run_pipeline(profile, runs, lambda stage: place.__setitem__(0, list(STAGES).index(stage)))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class Kill(NamedTuple):
+    """Where a start was killed, and how."""
+
+    stage: str
+    is_alone: bool
+    seconds: float  # from the beginning of the stage
+
+
+def watch(running: Start, runs: Path, draw: Callable[[str], tuple[int, float] | None]) -> tuple[Kill | None, Moments]:
+    """Wait until a start ends by itself, or kill it when its time has come.
+
+    Args:
+        draw: says for a stage after how many changes of its files, and how many seconds after that, to kill; or None.
+    Returns: the kill, None if it ended by itself, and when the files changed.
+    """
+    moments: Moments = defaultdict(list)
+    began = stage = due = after = None
+    seen: dict[Path, Any] = {}
+    latest = time.monotonic() + LATEST_SECONDS
+    while (ended := os.waitpid(running.pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > latest:
+            end_group(running.pid)
+            raise TimeoutError(f"a start did not end within {LATEST_SECONDS:.0f} s; it is in {stage}")
+        if (now := running.stage(runs)) != stage:
+            stage, began, due, after = now, time.monotonic(), None, draw(now)
+            seen = look_at(runs / STAGES[stage])
+        elif stage is not None:
+            before, seen = seen, look_at(runs / STAGES[stage])
+            changes = sum(before.get(path) != what for path, what in seen.items())
+            moments[stage] += [time.monotonic() - began] * changes
+        if after is not None and due is None and len(moments[stage]) >= after[0]:
+            due = time.monotonic() + after[1]
+        if due is not None and time.monotonic() >= due:
+            return kill(running.pid, stage, time.monotonic() - began), moments
+        time.sleep(0.01)
+    end_group(running.pid)
+    if ended[1]:
+        raise RuntimeError(f"a start ended with the status {os.waitstatus_to_exitcode(ended[1])}; its output says why")
+    return None, moments
+
+
+def look_at(folder: Path) -> dict[Path, Any]:
+    """Give time and size of every file below a folder, but for locks and for lists, which every start writes anew."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.suffix != ".lock" and ".txt" not in path.name:
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+            found[path] = (stat.st_mtime_ns, stat.st_size)
+    return {path: what for path, what in found.items() if not path.is_dir()}
+
+
+def kill(pid: int, stage: str, seconds: float) -> Kill:
+    """Kill a start, the whole group or the main process alone."""
+    is_alone = random.random() < ALONE
+    (os.kill if is_alone else os.killpg)(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if not is_alone:
+        end_group(pid)
+    return Kill(stage, is_alone, seconds)
+
+
+def end_group(pid: int) -> None:
+    """Kill what is left of a process group, and wait until it is gone."""
+    try:
+        for _ in range(1000):
+            os.killpg(pid, signal.SIGKILL)
+            time.sleep(0.01)
+    except ProcessLookupError:
+        return
+
+
+def finished(runs: Path) -> dict[str, Any]:
+    """Say what is complete: by name the time and size of files, the rows of the index, iterations of checkpoints.
+
+    Videos and shards are complete each by itself, all else with the record of its entry.
+    Raises: what reading a checkpoint or a record that is not whole raises.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(runs.glob("*/*/**/*")):
+        if path.is_dir() or path.suffix == ".partial":
+            continue
+        entry = runs.joinpath(*path.relative_to(runs).parts[:2])
+        is_part = path.suffix == ".avi" or path.name.startswith("shard_")
+        if path.name.startswith("checkpoint"):
+            found.setdefault(f"{entry.name}: iteration", _iteration(path))
+        elif is_part or (entry / "record.json").is_file():
+            found[str(path.relative_to(runs))] = (path.stat().st_mtime_ns, path.stat().st_size)
+        if path.name == "record.json":
+            json.loads(path.read_text())
+            if entry.parent.name == STAGES["stage_1"]:
+                found[f"{entry.name}: iteration"] = float("inf")
+    for table in runs.glob("index/*.csv"):
+        whole = table.read_bytes().rpartition(b"\n")[0].decode().splitlines()
+        found |= {f"index: {line.split(',')[0]}": line for line in whole}
+    return found
+
+
+def _iteration(checkpoint: Path) -> int:
+    """Read a whole checkpoint."""
+    if checkpoint.suffix == ".pt":
+        return torch.load(checkpoint, weights_only=True)["progress"]["iteration"]
+    with safe_open(checkpoint, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  no dict
+            file.get_tensor(name)
+        return json.loads(file.metadata()["state"])["progress"]["iteration"]
+
+
+def list_lost(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Name what was complete and is gone, was made again, or has gone back."""
+    return [
+        name
+        for name, what in before.items()
+        if (after.get(name, 0) < what if name.endswith(": iteration") else after.get(name) != what)
+    ]
+
+
+def list_differences(reference: Path, runs: Path, *, is_whole: bool) -> dict[str, list[str]]:
+    """Compare two folders of results by content, times aside; give by stage the files that are not the same.
+
+    Args:
+        is_whole: whether all files must be there and no other; else those that are there are compared, but for
+            checkpoints and the index.
+    """
+    wanted, found = _contents(reference), _contents(runs)
+    names = set(wanted) ^ set(found) if is_whole else set()
+    names |= {n for n in set(wanted) & set(found) if wanted[n] != found[n] and (is_whole or not n.startswith("index"))}
+    folders = {folder: stage for stage, folder in STAGES.items()}
+    by_stage = defaultdict(list)
+    for name in sorted(names):
+        by_stage[folders.get(name.split("/")[0], "stage_2")].append(name)
+    return by_stage
+
+
+def _contents(runs: Path) -> dict[str, Any]:
+    found = {}
+    for path in runs.rglob("*"):
+        if path.is_dir() or path.suffix == ".lock" or path.name.startswith("events.out"):
+            continue
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # a process that outlived the main one has just finished it
+            continue
+        if path.name == "record.json":
+            record = json.loads(content)
+            content = [record["depends"], _without_times(record["measures"])]
+        elif path.parent.name == "index" and path.suffix == ".csv":
+            time_column = Scanned._fields.index("modified_ns")
+            content = [line[:time_column] + line[time_column + 1 :] for line in csv.reader(content.decode().split())]
+        found[str(path.relative_to(runs))] = content
+    return found
+
+
+def _without_times(measures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in measures.items() if "seconds" not in key}
+
+
+class Trial:
+    """Rounds of the pipeline that are killed until every stage has had its kills."""
+
+    def __init__(self, profile: Profile, folder: Path, kills: int, stages: Sequence[str]):
+        self.profile, self.folder, self.runs = profile, folder, folder / "runs"
+        self.reference, self.kills = folder / "undisturbed", []
+        self.left = {stage: kills // len(stages) + (n < kills % len(stages)) for n, stage in enumerate(stages)}
+        self.quota, self.faults = dict(self.left), defaultdict(list)
+        self.half_written, self.moments = Counter(), {}
+
+    def start(self) -> Start:
+        """Start the pipeline, where the results of all rounds lie while they are made."""
+        return start(self.profile, self.runs, self.folder / "output.txt")
+
+    def run_undisturbed(self) -> None:
+        """Make what every round must end in, and see when its files change."""
+        began = time.monotonic()
+        _, self.moments = watch(self.start(), self.runs, lambda stage: None)
+        self.runs.rename(self.reference)
+        changes = ", ".join(f"{stage} {len(times)} in {times[-1]:.1f} s" for stage, times in self.moments.items())
+        log.info("undisturbed: %.0f s; changes of files: %s", time.monotonic() - began, changes)
+
+    def draw(self, stage: str | None) -> tuple[int, float] | None:
+        """Draw the moment of a kill: after so many changes of the stage's files, somewhere before the next."""
+        if not self.left.get(stage):
+            return None
+        times = [0.0, *self.moments[stage]]
+        number = random.randrange(max(1, len(times) // self.quota[stage]) + 1)
+        number = min(number, len(times) - 2)
+        return number, random.uniform(0, max(times[number + 1] - times[number], 0.02))
+
+    def run_round(self, number: int) -> None:
+        """Kill and start until it ends by itself, then compare everything.
+
+        What comes before the first stage with kills is taken over from the undisturbed run.
+        """
+        for stage in itertools.takewhile(lambda stage: stage not in self.quota, STAGES):
+            shutil.copytree(self.reference / STAGES[stage], self.runs / STAGES[stage])
+        known: dict[str, Any] = {}
+        groups = []
+        while True:
+            running = self.start()
+            groups.append(running.pid)
+            found, _ = watch(running, self.runs, self.draw)
+            if found is None:
+                break
+            self.left[found.stage] -= 1
+            self.kills.append(found)
+            self.half_written[found.stage] += any(self.runs.rglob(".*.partial"))
+            known = self._check(found.stage, known)
+            how = "main process alone" if found.is_alone else "whole group"
+            log.info("kill %d: %s, %.1f s after its beginning, %s", len(self.kills), found.stage, found.seconds, how)
+        for group in groups:
+            end_group(group)
+            for semaphore in Path("/dev/shm").glob(f"sem.loky-{group}-*"):
+                semaphore.unlink(missing_ok=True)
+        self._check("stage_2", known)
+        for stage, names in list_differences(self.reference, self.runs, is_whole=True).items():
+            self.faults[stage] += [f"round {number}, at the end: {name}" for name in names]
+        self.runs.rename(self.folder / f"round_{number}")
+
+    def _check(self, stage: str, known: dict[str, Any]) -> dict[str, Any]:
+        """Note what a kill, or the start before it, has lost; give what is complete now."""
+        now = finished(self.runs)
+        self.faults[stage] += [f"kill {len(self.kills)}: lost or made again: {name}" for name in list_lost(known, now)]
+        for names in list_differences(self.reference, self.runs, is_whole=False).values():
+            wrong = [name for name in names if ".partial" not in name and "/checkpoint" not in name]
+            self.faults[stage] += [f"kill {len(self.kills)}: differs: {name}" for name in wrong]
+        return now
+
+    def table(self) -> list[dict[str, Any]]:
+        """Tell, stage by stage, how often it was killed and whether all came out the same."""
+        return [
+            {
+                "stage": stage,
+                "kills": sum(kill.stage == stage for kill in self.kills),
+                "main process alone": sum(kill.stage == stage and kill.is_alone for kill in self.kills),
+                "in the midst of a write": self.half_written[stage],
+                "faults": len(self.faults[stage]),
+                "identical": "no" if self.faults[stage] else "yes",
+            }
+            for stage in STAGES
+        ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Kill the pipeline at random moments, and say whether anything was lost."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="for the results of all runs; must be empty or not there")
+    parser.add_argument("--kills", type=int, default=50, help="over all stages")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="in which to kill")
+    parser.add_argument("--profile", default="smoke", help="a file in params/ of generated videos")
+    parser.add_argument("--workers", type=int, default=2, help="processes, as loading.workers")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    folder = given.folder.resolve()
+    if folder.is_dir() and any(folder.iterdir()):
+        parser.error(f"{given.folder} is not empty; name a folder that is, or is not there yet")
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True)
+    os.environ |= {"TMPDIR": str(scratch), "JOBLIB_TEMP_FOLDER": str(scratch)}  # killed processes leave things there
+    random.seed(given.seed)
+    began, number = time.monotonic(), 0
+    trial = Trial(cut_down(load_profile(given.profile), given.workers), folder, given.kills, given.stages)
+    trial.run_undisturbed()
+    while any(trial.left.values()):
+        number += 1
+        trial.run_round(number)
+    shutil.rmtree(scratch, ignore_errors=True)
+    rows = trial.table()
+    with (folder / "kills.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    log.info("%d kills in %d rounds, %.0f s", len(trial.kills), number, time.monotonic() - began)
+    for row in rows:
+        log.info("%s", ", ".join(f"{key}: {value}" for key, value in row.items()))
+    for fault in (fault for found in trial.faults.values() for fault in found):
+        log.error("%s", fault)
+    return int(any(trial.faults.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Training and extraction against the plainest PyTorch loop, on the same networks and videos, in one run.
+
+    python benchmarks/training.py OUT.csv [--iterations 40] [--rounds 3]
+
+Every figure is clips per second; the rounds alternate, so that what else the machine does meets all of them alike.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import decord
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from faster_lib.backbones import build_backbone
+from faster_lib.data.sources import load_videos
+from faster_lib.features import FeaturePair
+from faster_lib.profiles import load_profile
+from faster_lib.store import circumstances
+from faster_lib.training import count_batch_videos, train_backbone
+
+L = 16
+NETWORKS = ("r2plus1d_50", "r2d_26")
+log = logging.getLogger(__name__)
+
+
+class PlainClips(Dataset):
+    """What a tutorial would write: open, read a random clip, resize and cut it, as floats."""
+
+    def __init__(self, videos, data, num_clips: int | None = None):
+        self.videos, self.data, self.num_clips = videos, data, num_clips
+
+    def __len__(self):
+        return len(self.videos)
+
+    def __getitem__(self, index):
+        reader = decord.VideoReader(str(self.videos.paths[index]), num_threads=1)
+        if self.num_clips is None:
+            starts = [int(torch.randint(len(reader) - L, (1,)))]
+        else:
+            starts = [round(t * (len(reader) - L) / (self.num_clips - 1)) for t in range(self.num_clips)]
+        clips = [self.prepare(reader.get_batch(range(start, start + L)).asnumpy()) for start in starts]
+        return torch.stack(clips), self.videos.targets[index]
+
+    def prepare(self, frames):
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+        side = self.data.test_short_side_px
+        x = nn.functional.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+        cut = (side - self.data.crop_px) // 2
+        x = x[:, :, cut : cut + self.data.crop_px, cut : cut + self.data.crop_px]
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        return ((x - mean.view(3, 1, 1)) / std.view(3, 1, 1)).transpose(0, 1)
+
+
+def plain_training(profile, videos, name: str, iterations: int, workers: int) -> float:
+    """Train by the plainest loop; give clips per second."""
+    batch = count_batch_videos(profile.backbone_training, L)
+    loader = DataLoader(PlainClips(videos, profile.data), batch, shuffle=True, num_workers=workers, drop_last=True)
+    network = build_backbone(name, profile.data.num_classes, profile.networks.width).train()
+    optimiser = torch.optim.AdamW(network.parameters())
+    start, done = time.perf_counter(), 0
+    while done < iterations:
+        for clips, targets in loader:
+            loss = nn.functional.cross_entropy(network(clips.flatten(0, 1)), targets)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            done += 1
+            if done == iterations:
+                break
+    return batch * iterations / (time.perf_counter() - start)
+
+
+def our_training(profile, name: str, iterations: int, runs: Path) -> tuple[float, float]:
+    """Train by the kit from nothing; give clips per second, and the share of the time that it waited for data."""
+    settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": time.time_ns() % 2**31})
+    changed = profile.model_copy(update={"backbone_training": settings})
+    trained = train_backbone(changed, name, L, runs=runs, may_be_shipped=False)
+    waits = waited_share(max((runs / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
+    return count_batch_videos(settings, L) * iterations / trained.seconds, waits
+
+
+def waited_share(folder: Path) -> float:
+    """Read the mean share of waiting from a training's curves."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(folder))
+    curves.Reload()
+    return statistics.mean(event.value for event in curves.Scalars("data wait share"))
+
+
+@torch.inference_mode()
+def plain_extraction(profile, videos, networks, workers: int, num_clips: int) -> float:
+    """Compute feature maps by the plainest loop, a video after the other, for each network by itself."""
+    start, done = time.perf_counter(), 0
+    for network in networks:
+        loader = DataLoader(PlainClips(videos, profile.data, num_clips), 1, num_workers=workers)
+        kept = [network.features(clips[0]).half() for clips, _ in loader]
+        done += sum(len(maps) for maps in kept)
+    return done / (time.perf_counter() - start)
+
+
+def our_extraction(profile, networks, runs: Path, videos: int) -> float:
+    """Compute the same feature maps by the kit, in a folder of results that lacks them."""
+    pair = FeaturePair(profile, *networks, runs=runs)
+    start = time.perf_counter()
+    pair.prepare("test")
+    return 2 * videos * pair.num_clips / (time.perf_counter() - start)
+
+
+def by_processes(number: int, iterations: int, folder: Path, profile) -> float:
+    """Train R(2+1)D-50 in so many processes of one thread each; give clips per second."""
+    settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": number})
+    loading = profile.loading.model_copy(update={"workers": 1})
+    changed = profile.model_copy(update={"backbone_training": settings, "loading": loading})
+    program = folder / "program.py"
+    program.write_text(
+        "from faster_lib import training\nfrom faster_lib.profiles import Profile\n"
+        f"profile = Profile.model_validate_json({changed.model_dump_json()!r})\n"
+        "training.load_profile = lambda name: profile\ntraining.main()\n",
+        encoding="utf-8",
+    )
+    runs = folder / f"by_{number}"
+    runs.mkdir(exist_ok=True)
+    (runs / "videos").symlink_to(folder / "videos")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    command = [*launch, str(program), "--profile", "any", "--backbone", NETWORKS[0], "-L", str(L), "--anew", str(runs)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    (record,) = runs.glob("backbones/*/record.json")
+    seconds = json.loads(record.read_text())["measures"]["training_seconds"]
+    return count_batch_videos(settings, L) * iterations / seconds
+
+
+def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, list[float]]:
+    """Alternate everything for some rounds; give all figures by name."""
+    found: dict[str, list[float]] = {}
+    videos, test = (load_videos(profile, split, runs=folder) for split in ("stage1", "test"))
+    for number in range(rounds):
+        for name in NETWORKS:
+            ours, waited = our_training(profile, name, iterations, folder)
+            found.setdefault(f"train {name}, the kit", []).append(ours)
+            found.setdefault(f"train {name}, share of waiting for data", []).append(waited)
+            for workers in (0, 2):
+                speed = plain_training(profile, videos, name, iterations, workers)
+                found.setdefault(f"train {name}, plain loop, {workers} workers", []).append(speed)
+        networks = [train_backbone(profile, name, L, runs=folder) for name in NETWORKS]
+        runs = folder / f"extract_{number}"
+        runs.mkdir()
+        (runs / "videos").symlink_to(folder / "videos")
+        found.setdefault("extract both, the kit", []).append(our_extraction(profile, networks, runs, len(test)))
+        for workers in (0, 2):
+            plain = [each.network for each in networks]
+            clips = FeaturePair(profile, *networks).num_clips
+            speed = plain_extraction(profile, test, plain, workers, clips)
+            found.setdefault(f"extract both, plain loop, {workers} workers", []).append(speed)
+    for processes in (1, 2):
+        found[f"train {NETWORKS[0]}, {processes} process(es)"] = [by_processes(processes, iterations, folder, profile)]
+    return found
+
+
+def main() -> None:
+    """Measure, log the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    profile = load_profile("tiny")
+    videos = {**profile.scene.videos, "stage1": 256, "test": 32}
+    profile = profile.model_copy(update={"scene": profile.scene.model_copy(update={"videos": videos})})
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(profile, Path(folder), given.iterations, given.rounds)
+    about = circumstances()
+    with given.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["what", "median", "least", "most", "rounds", "device", "torch"])
+        for name, values in found.items():
+            row = [name, statistics.median(values), min(values), max(values)]
+            writer.writerow([*row, len(values), about["device"], about["versions"]["torch"]])
+            log.info("%-45s %8.2f  (%.2f to %.2f)", *row)
+
+
+if __name__ == "__main__":
+    main()
