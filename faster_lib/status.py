@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 
+from faster_lib.feature_store import list_shards
 from faster_lib.paths import PARAMS, RUNS
 from faster_lib.profiles import load_profile
 from faster_lib.store import BEGUN
@@ -98,12 +98,8 @@ class Found:
         return f"{done} of {wanted} iterations" if wanted else f"{done} iterations"
 
     def _shards(self) -> str:
-        shards, videos = sorted(self.path.glob("shard_*.safetensors")), self.depends.get("videos")
-        if not shards or not isinstance(videos, int):
-            return f"{len(shards)} shards" if shards else ""
-        with safe_open(shards[0], "pt") as shard:
-            size = shard.get_slice("targets").get_shape()[0]
-        return f"{len(shards)} of {-(-videos // size)} shards"
+        done, wanted = sum(len(shard.videos) for shard in list_shards(self.path)), self.depends.get("videos")
+        return (f"{done} of {wanted} videos" if isinstance(wanted, int) else f"{done} videos") if done else ""
 
     def _videos(self) -> str:
         done = sum(path.suffix in _VIDEO_SUFFIXES and path.name[0] != "." for path in self.path.rglob("*"))

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from faster_lib import training
+from faster_lib.feature_store import write_shard
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.status import as_table, choose, delete, find_entries, main, tidy
@@ -46,6 +48,18 @@ def test_an_entry_says_whose_parameters_it_has_and_how_far_it_is(tmp_path):
     rows = [tuple(table.loc[entry.key, columns]) for entry in entries]
     assert rows == [("smoke", "begun", "1", ""), ("", "complete", "1", ""), ("smoke", "1 of 20 videos", "1", "")]
     assert [bool(table.loc[entry.key, "finished"]) for entry in entries] == [False, True, False]
+
+
+def test_unfinished_feature_maps_are_counted_in_videos(tmp_path):
+    entry = Entry("features", "r2d_26-L8-N8-train", {"videos": 20}, tmp_path)
+
+    def stop():
+        write_shard(entry.path, range(8), {"targets": torch.zeros(8)})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        entry.complete(stop)
+    assert [found.how_far() for found in find_entries(tmp_path)] == ["8 of 20 videos"]
 
 
 def test_entries_of_one_label_list_the_parameters_in_which_they_differ(tmp_path):

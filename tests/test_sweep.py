@@ -62,6 +62,8 @@ def test_a_killed_job_stops_no_other_a_stopped_one_goes_on_and_what_is_there_is_
     assert re.fullmatch("[1-9] of 12 iterations", states["r2plus1d_50-L8"]) and states["r2d_26-L8"] == "complete"
 
     table, failures = sweep_and_send(signal.SIGUSR2, "second")  # as SLURM does before it stops a job
+    logs = [path.read_text() for path in (tmp_path / "second").glob("*/*_log.err")]
+    assert any("SIGTERM; stopped after step" in text for text in logs)  # so that the training kept its state
     assert not failures and expensive.record["starts"] == 3 and cheap.record["starts"] == 1
     assert list(table.index) == ["Avg. pool, 1:3", "Avg. pool, All E", "Avg. pool, All C", "FAST-GRU, 1:3"]
     assert all(0 <= float(cell) <= 100 for cell in table["L = 8"])
