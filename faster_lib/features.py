@@ -57,7 +57,7 @@ def features_entry(
 ) -> Entry:
     """Name the place of a split's feature maps; they depend on the weights and on how clips are read and cut."""
     depends = {
-        "recipe": RECIPE_FEATURES,
+        "recipe_features": RECIPE_FEATURES,
         "weights": backbone.weights_sha256,
         "clip_frames": backbone.clip_frames,
         "num_clips": num_clips,

@@ -43,13 +43,14 @@ def backbone_entry(profile: Profile, name: str, clip_frames: int, *, runs: Path 
     """
     check_clip_frames(clip_frames)
     depends = {
-        "recipe": RECIPE_BACKBONE,
         "network": name,
         "width": profile.networks.width,
         "clip_frames": clip_frames,
         **what_training_depends_on(profile, profile.backbone_training),
         **what_videos_depend_on(profile, profile.backbone_training.split, runs=runs),
     }
+    if RECIPE_BACKBONE > 3:  # up to 3 it stood nowhere: the videos' recipe took its place
+        depends["recipe_backbone"] = RECIPE_BACKBONE
     if (weights := start_of(profile, name)) is not None:
         depends["weights"] = _sha256(weights) if is_weight_file(weights) else weights
     if (before := _pretrained(profile, name, clip_frames, runs)) is not None:

@@ -401,3 +401,18 @@ def test_macro_f1_counts_every_class_alike_whatever_its_share():
     assert found["video@1 of expected"] == 60 and {key: found[key] for key in census} == census
     # Class 0: precision 1, recall 2/3; class 1: 1/2 and 1; class 2 is never said nor meant and counts 0.
     assert found["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3 + 0) / 3)
+
+
+@pytest.mark.parametrize("module", ["training", "features", "evaluation"])
+def test_another_recipe_of_a_stage_gives_other_entries(pair, module, monkeypatch):
+    def entries():
+        return {
+            "training": training.backbone_entry(SMOKE, "r2d_26", 8, runs=pair.runs).key,
+            "features": features.features_entry(SMOKE, pair.cheap, "test", 8, runs=pair.runs).key,
+            "evaluation": evaluation.aggregator_entry(pair, "gru", Schedule("EC"), 0, "test").key,
+        }
+
+    before = entries()
+    name = {"training": "BACKBONE", "features": "FEATURES", "evaluation": "AGGREGATOR"}[module]
+    monkeypatch.setattr(f"faster_lib.{module}.RECIPE_{name}", 99)
+    assert {key for key, value in entries().items() if value != before[key]} == {module}
