@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/kills.py --kills 50 --seed 0 --profile smoke FOLDER
 
 Every start is a fork of this process, which has imported everything and run nothing, so that it costs no import, and
-leads a process group of its own. SIGKILL goes to the whole group, worker processes included, or, in one of five cases,
-to the main process alone, as from a system that is out of memory: then its workers may outlive it for a while.
+leads a process group of its own. SIGKILL goes to the whole group, worker processes included, or, in one of four or five
+cases, to the main process alone, as from a system that is out of memory: then its workers may outlive it for a while.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ STAGES = {  # the folder of runs/ for what each makes
     "extraction": "features",
     "stage_2": "aggregators",
 }
-ALONE = 0.2  # the share of kills that hit the main process alone
+ALONE = 0.25  # the share of kills that hit the main process alone
 LATEST_SECONDS = 300.0  # for a start to end in, when nothing kills it
 Moments = dict[str, list[float]]  # of each stage of an undisturbed run: when its files changed, from its beginning
 
@@ -131,10 +132,13 @@ class Kill(NamedTuple):
     seconds: float  # from the beginning of the stage
 
 
-def watch(running: Start, runs: Path, draw: Callable[[str], tuple[int, float] | None]) -> tuple[Kill | None, Moments]:
+def watch(
+    running: Start, runs: Path, draw: Callable[[str], tuple[int, float] | None], *, is_alone: bool = False
+) -> tuple[Kill | None, Moments]:
     """Wait until a start ends by itself, or kill it when its time has come.
 
     Args:
+        is_alone: whether to kill the main process alone.
         draw: says for a stage after how many changes of its files, and how many seconds after that, to kill; or None.
     Returns: the kill, None if it ended by itself, and when the files changed.
     """
@@ -156,7 +160,11 @@ def watch(running: Start, runs: Path, draw: Callable[[str], tuple[int, float] | 
         if after is not None and due is None and len(moments[stage]) >= after[0]:
             due = time.monotonic() + after[1]
         if due is not None and time.monotonic() >= due:
-            return kill(running.pid, stage, time.monotonic() - began), moments
+            (os.kill if is_alone else os.killpg)(running.pid, signal.SIGKILL)
+            os.waitpid(running.pid, 0)
+            if not is_alone:
+                end_group(running.pid)
+            return Kill(stage, is_alone, time.monotonic() - began), moments
         time.sleep(0.01)
     end_group(running.pid)
     if ended[1]:
@@ -177,24 +185,14 @@ def look_at(folder: Path) -> dict[Path, Any]:
     return {path: what for path, what in found.items() if not path.is_dir()}
 
 
-def kill(pid: int, stage: str, seconds: float) -> Kill:
-    """Kill a start, the whole group or the main process alone."""
-    is_alone = random.random() < ALONE
-    (os.kill if is_alone else os.killpg)(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    if not is_alone:
-        end_group(pid)
-    return Kill(stage, is_alone, seconds)
-
-
 def end_group(pid: int) -> None:
-    """Kill what is left of a process group, and wait until it is gone."""
-    try:
+    """Kill what is left of a process group, wait until it is gone, and remove what joblib left in its name."""
+    with suppress(ProcessLookupError):
         for _ in range(1000):
             os.killpg(pid, signal.SIGKILL)
             time.sleep(0.01)
-    except ProcessLookupError:
-        return
+    for semaphore in Path("/dev/shm").glob(f"sem.loky-{pid}-*"):
+        semaphore.unlink(missing_ok=True)
 
 
 def finished(runs: Path) -> dict[str, Any]:
@@ -309,7 +307,7 @@ class Trial:
         if not self.left.get(stage):
             return None
         times = [0.0, *self.moments[stage]]
-        number = random.randrange(max(1, len(times) // self.quota[stage]) + 1)
+        number = random.randrange(max(2, len(times) // self.quota[stage]) + 1)
         number = min(number, len(times) - 2)
         return number, random.uniform(0, max(times[number + 1] - times[number], 0.02))
 
@@ -321,11 +319,15 @@ class Trial:
         for stage in itertools.takewhile(lambda stage: stage not in self.quota, STAGES):
             shutil.copytree(self.reference / STAGES[stage], self.runs / STAGES[stage])
         known: dict[str, Any] = {}
-        groups = []
+        lingering = None  # the start whose main process alone was killed before
         while True:
             running = self.start()
-            groups.append(running.pid)
-            found, _ = watch(running, self.runs, self.draw)
+            # Not twice in turn: workers of two starts that both live on may make the same files one after the other.
+            is_alone = lingering is None and random.random() < ALONE
+            found, _ = watch(running, self.runs, self.draw, is_alone=is_alone)
+            if lingering is not None:
+                end_group(lingering)
+            lingering = running.pid if is_alone and found else None
             if found is None:
                 break
             self.left[found.stage] -= 1
@@ -334,10 +336,6 @@ class Trial:
             known = self._check(found.stage, known)
             how = "main process alone" if found.is_alone else "whole group"
             log.info("kill %d: %s, %.1f s after its beginning, %s", len(self.kills), found.stage, found.seconds, how)
-        for group in groups:
-            end_group(group)
-            for semaphore in Path("/dev/shm").glob(f"sem.loky-{group}-*"):
-                semaphore.unlink(missing_ok=True)
         self._check("stage_2", known)
         for stage, names in list_differences(self.reference, self.runs, is_whole=True).items():
             self.faults[stage] += [f"round {number}, at the end: {name}" for name in names]
