@@ -1,5 +1,6 @@
 """Work of many parts, side by side in processes, with a progress bar."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,6 +25,13 @@ def run_all(
     parts = list(parts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", REPLACED)
-        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(delayed(function)(*p) for p in parts)
+        jobs = (delayed(_call)(os.getpid(), function, part) for part in parts)
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
         for _ in tqdm(done, desc=title, unit=unit, total=len(parts), **bar):
             pass
+
+
+def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:
+    """Call the function, unless the process that asked for it is gone: a new one may be at the same part."""
+    if main in (os.getpid(), os.getppid()):
+        function(*part)

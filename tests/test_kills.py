@@ -80,7 +80,6 @@ train_backbone(Profile.model_validate_json(sys.argv[1]), "r2d_26", 8, runs=Path(
 """
 
 
-@pytest.mark.xfail(strict=True, reason="training does not yet handle SIGTERM")
 def test_a_training_that_gets_sigterm_keeps_its_state_says_so_and_is_gone_on_with(tmp_path):
     profile = small(batch_frames=16, iterations=80, checkpoint_iterations=1000)  # keeps nothing of its own accord
     for name in ("disturbed", "undisturbed"):
