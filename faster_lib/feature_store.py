@@ -133,15 +133,15 @@ class _Store:
         self.targets, self.square_sums = (torch.cat(parts) for parts in zip(*kept, strict=True))
 
     def read(self, videos: torch.Tensor, views: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        found = torch.empty(*clips.shape, *self.shape[2:])
+        found = torch.empty(*clips.shape, *self.shape[2:], dtype=torch.float16)
         numbers = torch.bucketize(videos, self.stops, right=True)
-        for number in numbers.unique():
-            shard = self.shards[number]
+        for number in numbers.unique().tolist():
+            shard, rows = self.shards[number], (numbers == number).nonzero().flatten()
             with safe_open(shard.path, "pt") as file:
-                maps = file.get_slice("features")
-                for row in (numbers == number).nonzero().flatten().tolist():
-                    found[row] = maps[int(videos[row]) - shard.videos.start, int(views[row])][clips[row]].float()
-        return found
+                maps = file.get_tensor("features")  # mapped: only what is taken from it is read
+                places = (videos[rows] - shard.videos.start, views[rows])
+                found[rows] = maps[places[0][:, None], places[1][:, None], clips[rows]]
+        return found.float()
 
 
 class StoredFeatures:
