@@ -192,16 +192,16 @@ def test_a_complete_set_is_found_again_and_an_interrupted_one_gets_only_what_is_
     assert len(read_annotations(folder, "train")) == 6
 
 
-@pytest.mark.parametrize(("place", "calls_a_video"), [("fsync", 2), ("replace", 1)])
+@pytest.mark.parametrize(("place", "calls_a_file"), [("fsync", 2), ("replace", 1)])
 def test_a_full_disk_leaves_only_whole_videos_and_no_record_and_the_next_run_goes_on(
-    make_scene, videos, tmp_path, monkeypatch, place, calls_a_video
+    make_scene, videos, tmp_path, monkeypatch, place, calls_a_file
 ):
     reference = contents(videos.paths[0].parent)
     calls, real = [], getattr(os, place)
 
     def fail_from_the_third_video(*arguments):
         calls.append(arguments)
-        if len(calls) > 2 * calls_a_video:
+        if len(calls) > 3 * calls_a_file:  # the first is what says that it has begun
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*arguments)
 
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_only_whole_videos_and_no_record_and_the_next_run_goe
             generate(make_scene(), "train", workers=1, runs=tmp_path)
     (folder,) = (tmp_path / "videos").glob("train-*/")
     left = sorted(p.name for p in folder.iterdir())
-    assert left == ["train_00000.mp4", "train_00001.mp4"]
+    assert left == ["begun.json", "train_00000.mp4", "train_00001.mp4"]
     assert contents(folder).items() <= reference.items()
     assert contents(generate(make_scene(), "train", workers=1, runs=tmp_path)) == reference
 
