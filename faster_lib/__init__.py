@@ -1,9 +1,12 @@
 """FASTER recurrent networks for efficient video classification: models, counting and data for the notebooks."""
 
 import os
+import warnings
 
 # Threads that wait spin for a moment, as small layers need, then sleep, so that decoding processes get the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when torch is imported
+# Accelerate imports tqdm's notebook bars, which this project does not use, and they miss a package of widgets.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 from faster_lib.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.backbones import TABLE_1, build_backbone

@@ -190,7 +190,8 @@ def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, 
     ]
     title = f"extract {' and '.join(entry.label for _, entry in parts)}"
     workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
-    run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", disable=not ranks.is_main_process)
+    quiet = {} if ranks.is_main_process else {"disable": True}  # False would overrule TQDM_DISABLE
+    run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
 
 
 def _size(parts: Sequence[tuple], place: int, clips: VideoClips, missing: dict[range, list[int]]) -> Product:

@@ -1,11 +1,13 @@
 """Tests of faster_lib.jobs: every part is worked on once, an error ends the work, and so does the end of who asked."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from faster_lib import jobs
+from faster_lib.paths import ROOT
 
 
 def _touch(folder: Path, number: int) -> None:
@@ -30,3 +32,8 @@ def test_a_worker_whose_main_process_is_gone_starts_no_further_part(tmp_path, mo
     monkeypatch.setattr(os, "getppid", lambda: 1)  # as of an orphan
     jobs._call(os.getpid() + 1, _touch, (tmp_path, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_no_bar_of_the_library_overrules_the_environment_variable_that_turns_bars_off():
+    for path in (ROOT / "faster_lib").rglob("*.py"):
+        assert not re.search(r"disable=(?!True)", path.read_text(encoding="utf-8")), path
