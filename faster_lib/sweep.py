@@ -142,7 +142,7 @@ class Pool:
     def run(self, title: str, parts: Sequence[Part]) -> list[Failure]:
         """Run all parts and give those that failed, each logged when it did; the others go on."""
         waiting, running, failures = list(parts), {}, []
-        with tqdm(total=len(parts), desc=title, unit="job", disable=not parts) as bar:
+        with tqdm(total=len(parts), desc=title, unit="job") as bar:
             while waiting or running:
                 for slot in set(range(self.workers)) - set(running):
                     if waiting:
