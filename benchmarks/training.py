@@ -2,7 +2,8 @@
 
     python benchmarks/training.py OUT.csv [--iterations 40] [--rounds 3]
 
-Every figure is clips per second; the rounds alternate, so that what else the machine does meets all of them alike.
+Speeds are clips per second, memory MiB of a process. The rounds alternate, so that what else the machine does meets all
+of them alike.
 """
 
 import argparse
@@ -118,28 +119,48 @@ def our_extraction(profile, networks, runs: Path, videos: int) -> float:
     return 2 * videos * pair.num_clips / (time.perf_counter() - start)
 
 
+def launch(processes: int, profile, runs: Path, *arguments: str) -> None:
+    """Run the training command with a profile of no file, in so many processes of one thread each."""
+    program = runs.with_suffix(".py")
+    program.write_text(
+        "from faster_lib import training\nfrom faster_lib.profiles import Profile\n"
+        f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
+        "training.load_profile = lambda name: profile\ntraining.main()\n",
+        encoding="utf-8",
+    )
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "FASTER_RUNS": str(runs)}
+    subprocess.run(
+        [*start, str(program), "--profile", "any", *arguments], check=True, capture_output=True, env=environment
+    )
+
+
 def by_processes(number: int, iterations: int, folder: Path, profile) -> float:
     """Train R(2+1)D-50 in so many processes of one thread each; give clips per second."""
     settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": number})
     loading = profile.loading.model_copy(update={"workers": 1})
     changed = profile.model_copy(update={"backbone_training": settings, "loading": loading})
-    program = folder / "program.py"
-    program.write_text(
-        "from faster_lib import training\nfrom faster_lib.profiles import Profile\n"
-        f"profile = Profile.model_validate_json({changed.model_dump_json()!r})\n"
-        "training.load_profile = lambda name: profile\ntraining.main()\n",
-        encoding="utf-8",
-    )
     runs = folder / f"by_{number}"
     runs.mkdir(exist_ok=True)
     (runs / "videos").symlink_to(folder / "videos")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    command = [*launch, str(program), "--profile", "any", "--backbone", NETWORKS[0], "-L", str(L), "--anew", str(runs)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    launch(number, changed, runs, "--backbone", NETWORKS[0], "-L", str(L), "--anew", str(runs))
     (record,) = runs.glob("backbones/*/record.json")
     seconds = json.loads(record.read_text())["measures"]["training_seconds"]
     return count_batch_videos(settings, L) * iterations / seconds
+
+
+def peaks(train: int, folder: Path) -> dict[str, float]:
+    """Train, extract and aggregate a small profile of so many training videos; give each stage's peak memory in MiB."""
+    smoke = load_profile("smoke")
+    scene = smoke.scene.model_copy(update={"videos": {"train": train, "test": train // 2}})
+    runs = folder / f"of_{train}"
+    runs.mkdir()
+    launch(1, smoke.model_copy(update={"scene": scene}), runs, "--stage", "aggregator", "-L", "8")
+    found: dict[str, float] = {}
+    for path in runs.glob("*/*/record.json"):
+        record = json.loads(path.read_text())
+        found[path.parts[-3]] = max(found.get(path.parts[-3], 0.0), max(record["peak_mib"].values()))
+    return found
 
 
 def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, list[float]]:
@@ -164,6 +185,9 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
             clips = FeaturePair(profile, *networks).num_clips
             speed = plain_extraction(profile, test, plain, workers, clips)
             found.setdefault(f"extract both, plain loop, {workers} workers", []).append(speed)
+    for train in (64, 640):
+        for kind, peak in peaks(train, folder).items():
+            found[f"peak memory (MiB), {kind}, {train} training videos"] = [peak]
     for processes in (1, 2):
         found[f"train {NETWORKS[0]}, {processes} process(es)"] = [by_processes(processes, iterations, folder, profile)]
     return found

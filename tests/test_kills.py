@@ -88,7 +88,8 @@ def test_a_training_that_gets_sigterm_keeps_its_state_says_so_and_is_gone_on_wit
     for name in ("disturbed", "undisturbed"):
         (tmp_path / name / "videos").symlink_to(tmp_path / "videos")
     command = [sys.executable, "-c", TRAINING, profile.model_dump_json(), str(tmp_path / "disturbed")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.1"}
+    environment.pop("TQDM_DISABLE", None)  # its bar says when it has begun
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as training:
         shown = ""
         while not re.search(r"[1-9]\d*/80", shown):
