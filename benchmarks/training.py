@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import decord
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -45,6 +44,8 @@ class PlainClips(Dataset):
         return len(self.videos)
 
     def __getitem__(self, index):
+        import decord  # here: loaded before torch, it ends the process at the first training step
+
         reader = decord.VideoReader(str(self.videos.paths[index]), num_threads=1)
         if self.num_clips is None:
             starts = [int(torch.randint(len(reader) - L, (1,)))]
