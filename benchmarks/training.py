@@ -83,13 +83,13 @@ def plain_training(profile, videos, name: str, iterations: int, workers: int) ->
     return batch * iterations / (time.perf_counter() - start)
 
 
-def our_training(profile, name: str, iterations: int, runs: Path) -> tuple[float, float]:
-    """Train by the kit from nothing; give clips per second, and the share of the time that it waited for data."""
+def our_training(profile, name: str, iterations: int, runs: Path):
+    """Train by the kit from nothing; give it, clips per second, and the share of the time that it waited for data."""
     settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": time.time_ns() % 2**31})
     changed = profile.model_copy(update={"backbone_training": settings})
     trained = train_backbone(changed, name, L, runs=runs, may_be_shipped=False)
     waits = waited_share(max((runs / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
-    return count_batch_videos(settings, L) * iterations / trained.seconds, waits
+    return trained, count_batch_videos(settings, L) * iterations / trained.seconds, waits
 
 
 def waited_share(folder: Path) -> float:
@@ -169,14 +169,15 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     found: dict[str, list[float]] = {}
     videos, test = (load_videos(profile, split, runs=folder) for split in ("stage1", "test"))
     for number in range(rounds):
+        networks = []
         for name in NETWORKS:
-            ours, waited = our_training(profile, name, iterations, folder)
+            trained, ours, waited = our_training(profile, name, iterations, folder)
+            networks.append(trained)
             found.setdefault(f"train {name}, the kit", []).append(ours)
             found.setdefault(f"train {name}, share of waiting for data", []).append(waited)
             for workers in (0, 2):
                 speed = plain_training(profile, videos, name, iterations, workers)
                 found.setdefault(f"train {name}, plain loop, {workers} workers", []).append(speed)
-        networks = [train_backbone(profile, name, L, runs=folder) for name in NETWORKS]
         runs = folder / f"extract_{number}"
         runs.mkdir()
         (runs / "videos").symlink_to(folder / "videos")
