@@ -210,7 +210,7 @@ def describe_whole(
         lines += [f"  {what}, {name}: {part} = {_size(part.value)}" for name, part in parts.items()]
     features = whole.disk["features of training"].value
     lines += [
-        "  No stage of the kit uses a GPU or a second machine: the hours on a GPU say how much work it is.",
+        "  The hours are of one GPU; several share them out (docs/cluster.md). No GPU has run this kit yet.",
         f"  Stage 2 reads features from the disk, batch by batch; loading.features: on_the_fly stores none of "
         f"{_size(features)}, and computes them anew in each epoch of each training.",
     ]
