@@ -171,7 +171,8 @@ class _Fit:
         progress = self.progress
         if len(progress["first_losses"]) < FIRST_LOSSES:
             progress["first_losses"].append(loss)
-        progress["last_losses"] = [*progress["last_losses"], loss][-self.task.kept_losses :]
+        progress["last_losses"].append(loss)
+        del progress["last_losses"][: -self.task.kept_losses]
         progress["loss"] = loss if progress["loss"] is None else 0.95 * progress["loss"] + 0.05 * loss
 
     def _gather(self, numbers: list, dtype: torch.dtype = torch.int64) -> torch.Tensor:

@@ -18,6 +18,7 @@ from faster_lib.optimisation import what_training_depends_on
 from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.stage2 import FROZEN, build_faster, train_aggregator
 from faster_lib.store import Entry, write_whole
+from faster_lib.training_state import CHECKPOINT
 
 RECIPE_AGGREGATOR = 4  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
@@ -52,7 +53,7 @@ def measure_all(
     before = [cell for cell in cells if _learns(cell)]
     if pair.pretrained is not None and before:
         measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
-    runs = [(cell, seed) for cell in cells for seed in (seeds if _learns(cell) else [0])]
+    runs = list_runs(cells, seeds)
     missing = [run for run in runs if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
     if any(_learns(cell) for cell, _ in missing):
         pair.prepare("train")
@@ -68,6 +69,11 @@ def measure_all(
         record = aggregator_entry(pair, *cell, seed, split).record
         results[cell].append({**record["measures"], "seconds": record["seconds"]})
     return results
+
+
+def list_runs(cells: Iterable[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
+    """Give each cell with each seed; averaging has one seed, since it learns nothing."""
+    return [(cell, seed) for cell in cells for seed in (seeds if _learns(cell) else [0])]
 
 
 def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Faster:
@@ -132,7 +138,7 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
 
     with one_thread():
         complete_together(entry, make)
-    (entry.path / "checkpoint.safetensors").unlink(missing_ok=True)  # only now: a record may not come to be written
+    (entry.path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
 
 
 @torch.inference_mode()

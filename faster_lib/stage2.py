@@ -18,6 +18,7 @@ from faster_lib.feature_store import Request, StoredFeatures
 from faster_lib.features import FeaturePair
 from faster_lib.optimisation import seeded
 from faster_lib.profiles import AggregatorTraining
+from faster_lib.training_state import CHECKPOINT, curves_of
 
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 
@@ -57,8 +58,8 @@ def train_aggregator(
         seed=seed,
         batches=lambda first, mine, parts: _read_batches(train, settings, len(schedule), seed, first, mine, parts),
         compute=_compute,
-        checkpoint=folder / "checkpoint.safetensors",
-        curves=folder.parents[1] / "tensorboard" / folder.name,
+        checkpoint=folder / CHECKPOINT,
+        curves=curves_of(folder),
         kept_losses=steps,
         is_quiet=True,
     )

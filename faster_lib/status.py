@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -19,14 +18,13 @@ from filelock import FileLock, Timeout
 from faster_lib.feature_store import list_shards
 from faster_lib.paths import PARAMS, RUNS
 from faster_lib.profiles import load_profile
-from faster_lib.store import BEGUN
-from faster_lib.training_state import read_progress
+from faster_lib.store import BEGUN, is_running
+from faster_lib.training_state import CHECKPOINT, CURVES, curves_of, read_progress
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(?P<label>.+)-(?P<key>[0-9a-f]{16})")
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
-_CURVES = "tensorboard"  # the folder in runs/ that holds a training's curves under its entry's name
 _VIDEO_SUFFIXES = (".mp4", ".avi")  # of generated videos
 _SHORTEST_KEY = 4  # digits of a hash that may stand for the whole
 _MOST_DIFFERENCES = 4  # that are listed of one entry
@@ -90,7 +88,7 @@ class Found:
         return f"{done}, running" if self.is_held else done
 
     def _iterations(self) -> str:
-        checkpoint = self.path / "checkpoint.safetensors"
+        checkpoint = self.path / CHECKPOINT
         if not checkpoint.is_file():
             return ""
         wanted = self.depends.get("training", {}).get("iterations")  # of stage 2 there are epochs
@@ -125,7 +123,7 @@ def _agree(depends: dict[str, Any], sections: dict[str, Any], stage: str) -> boo
 
 def find_entries(runs: Path = RUNS) -> list[Found]:
     """Find all entries of the store, by kind and name."""
-    folders = [path for path in sorted(runs.glob("*/*")) if path.is_dir() and path.parent.name != _CURVES]
+    folders = [path for path in sorted(runs.glob("*/*")) if path.is_dir() and path.parent.name != CURVES]
     return [Found(path) for path in folders if _NAME.fullmatch(path.name)]
 
 
@@ -201,7 +199,7 @@ def delete(entries: Sequence[Found]) -> None:
         for entry in entries:
             (entry.path / "record.json").unlink(missing_ok=True)
             shutil.rmtree(entry.path)
-            shutil.rmtree(entry.path.parents[1] / _CURVES / entry.path.name, ignore_errors=True)
+            shutil.rmtree(curves_of(entry.path), ignore_errors=True)
             _lock_of(entry.path).unlink(missing_ok=True)
 
 
@@ -211,7 +209,7 @@ def tidy(runs: Path = RUNS) -> list[Path]:
     for path in runs.rglob(".*.partial"):
         match, place = _PARTIAL.fullmatch(path.name), path.relative_to(runs).parts
         owner = path.with_name(match["name"]) if len(place) < 3 else runs.joinpath(*place[:2])
-        if not _is_running(int(match["process"])) and not _is_held(_lock_of(owner)):
+        if not is_running(int(match["process"])) and not _is_held(_lock_of(owner)):
             removed.append(path)
     for path in runs.glob("*/*.lock"):
         owner = path.with_name(path.name.removesuffix(".lock"))
@@ -234,16 +232,6 @@ def _is_held(lock: Path) -> bool:
     except Timeout:
         return True
     return False
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _size_of(folder: Path) -> int:

@@ -159,11 +159,12 @@ def remove_partials(folder: Path) -> None:
     """Remove, below a folder too, what `write_whole` left half written in processes of this machine that are gone."""
     for path in folder.rglob(".*.partial"):
         writer = re.search(rf"\.{re.escape(platform.node())}\.(\d+)\.partial$", path.name)
-        if writer and not _is_running(int(writer[1])):
+        if writer and not is_running(int(writer[1])):
             path.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Say whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

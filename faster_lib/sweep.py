@@ -17,7 +17,7 @@ import torch
 from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
-from faster_lib.evaluation import PRETRAINING_SPLIT, Cell, aggregator_entry, measure_all
+from faster_lib.evaluation import PRETRAINING_SPLIT, Cell, aggregator_entry, list_runs, measure_all
 from faster_lib.faster import Schedule
 from faster_lib.features import FeaturePair
 from faster_lib.paths import RUNS
@@ -63,8 +63,7 @@ class Study(NamedTuple):
 
     def entries(self, pair: FeaturePair) -> dict[tuple[Cell, int], Entry]:
         """Name the places of all cells and seeds for one L; averaging has one seed, since it learns nothing."""
-        cells = cells_of_ratios(self.schedules[pair.expensive.clip_frames])
-        wanted = [(cell, seed) for cell in cells for seed in ([0] if cell[0] == "avg_pool" else self.seeds)]
+        wanted = list_runs(cells_of_ratios(self.schedules[pair.expensive.clip_frames]), self.seeds)
         return {(cell, seed): aggregator_entry(pair, *cell, seed, self.split) for cell, seed in wanted}
 
     def with_workers(self, most: int | None) -> "Study":

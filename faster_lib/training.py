@@ -29,10 +29,10 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.store import Entry, write_whole
+from faster_lib.training_state import CHECKPOINT, curves_of
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.safetensors"
 RECIPE_BACKBONE = 3  # raised whenever the same profile would train another network
 
 
@@ -152,7 +152,7 @@ def _fit_backbone(
         compute=compute,
         check=lambda skipped, so_far: check_skipped(skipped, so_far, videos, profile.data.most_unreadable_share),
         checkpoint=entry.path / CHECKPOINT,
-        curves=entry.runs / "tensorboard" / entry.path.name,
+        curves=curves_of(entry.path),
     )
     learner = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
     measures = fit(learner, task)

@@ -11,6 +11,14 @@ from torch import nn
 
 from faster_lib.store import write_whole
 
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of what is being trained
+CURVES = "tensorboard"  # the folder in runs/ that holds the curves of all trainings
+
+
+def curves_of(folder: Path) -> Path:
+    """Give the folder of the curves of what is trained in an entry's folder, `runs/<kind>/<name>`."""
+    return folder.parents[1] / CURVES / folder.name
+
 
 def save_state(
     path: Path,
