@@ -1,0 +1,69 @@
+"""What all benchmarks share: contenders timed in turn, and one table of what they gave."""
+
+import csv
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from faster_lib.store import circumstances
+
+log = logging.getLogger(__name__)
+KIT, LIMIT = "the kit", "matrix product"
+
+
+class Speed(NamedTuple):
+    """What one contender reached in the rounds of one contest."""
+
+    part: str  # of the benchmarks: networks, aggregators, ...
+    contest: str  # such as "R(2+1)D-50, L = 8, batch 1"; contenders are compared within it alone
+    who: str
+    unit: str  # more is better, but for seconds and MiB
+    values: tuple[float, ...]  # one of each round
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+def contend(
+    part: str, contest: str, work: float, unit: str, contenders: Mapping[str, Callable[[], object]], *, rounds: int
+) -> list[Speed]:
+    """Time contenders in turn, round by round, after one call of each that does not count.
+
+    Args:
+        work: done by each call, in the unit's numerator, such as GMAC.
+        contenders: may return what they did themselves; a float in place of `work`, anything else is ignored.
+    """
+    for name, call in contenders.items():
+        start = time.perf_counter()
+        call()
+        log.info("%s, %s: %s, first call %.1f s", part, contest, name, time.perf_counter() - start)
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            done = call()
+            seconds = time.perf_counter() - start
+            found[name].append((done if isinstance(done, float) else work) / seconds)
+    return [Speed(part, contest, name, unit, tuple(values)) for name, values in found.items()]
+
+
+def write_table(path: Path, speeds: Iterable[Speed]) -> None:
+    """Write all speeds, each beside the kit's in the same contest, and log them."""
+    speeds = list(speeds)
+    about = circumstances()
+    kit = {(s.part, s.contest): s.median for s in speeds if s.who == KIT}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# device: {json.dumps(about['device'])}\n# versions: {json.dumps(about['versions'])}\n")
+        writer = csv.writer(file)
+        writer.writerow(["part", "contest", "who", "median", "least", "most", "unit", "rounds", "kit / who"])
+        for s in speeds:
+            ratio = kit.get((s.part, s.contest))
+            numbers = [f"{value:.5g}" for value in (s.median, min(s.values), max(s.values))]
+            share = f"{ratio / s.median:.3g}" if ratio and s.median else ""
+            writer.writerow([s.part, s.contest, s.who, *numbers, s.unit, len(s.values), share])
+            log.info("%-12s %-50s %-32s %10s %-9s kit / who %s", s.part, s.contest, s.who, numbers[0], s.unit, share)
