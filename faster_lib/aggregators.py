@@ -1,15 +1,18 @@
-"""The five aggregators of Table 3. Each computes one step, (x_t, state) -> state; the loop over clips is elsewhere."""
+"""The five aggregators of Table 3, as one step, (x_t, state) -> state, and as all steps of a video by the same code."""
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from faster_lib.backbones import BN_EPS
 
 
 class Aggregator(nn.Module):
-    """What all aggregators share: one step as `forward`, the start o_0 = x_0, and how a state is read.
+    """What all aggregators share: one step as `forward`, all steps as `run`, the start o_0 = x_0, how a state is read.
 
-    A state may be a tensor or a tuple of tensors; only the aggregator looks inside.
+    A step is a projection of x_t, which knows no state, and an advance of the state by what came out. `run` projects
+    all clips at once and then advances as `forward` does. A state may be a tensor or a tuple of tensors; only the
+    aggregator looks inside.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: FASTER (AAAI 2020), Eq. 1.
@@ -25,8 +28,16 @@ class Aggregator(nn.Module):
         """Make the state after the first clip, o_0 = x_0."""
         return feature
 
-    def step(self, feature: torch.Tensor, state):
-        """Make the state o_t out of x_t and o_{t-1}."""
+    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute what steps need of their clips alone, for any number of clips, their first axis."""
+        return (features,)
+
+    def joined(self) -> tuple[torch.Tensor, ...]:
+        """Give weights put side by side that all steps use."""
+        return ()
+
+    def advance(self, projected: tuple[torch.Tensor, ...], state, joined: tuple[torch.Tensor, ...]):
+        """Make the state o_t out of the projection of x_t and o_{t-1}."""
         raise NotImplementedError
 
     def read(self, state) -> torch.Tensor:
@@ -34,8 +45,22 @@ class Aggregator(nn.Module):
         return state.mean(dim=(-3, -2, -1))
 
     def forward(self, feature: torch.Tensor, state=None):
-        self._check(feature)
-        return self.start(feature) if state is None else self.step(feature, state)
+        return self.run(feature[None], state)
+
+    def run(self, features: torch.Tensor, state=None):
+        """Take in one clip after the other, projecting all of them at once; without a state, the first one makes it.
+
+        Shape: (N, B, C, l, h, w) -> the state after the last clip; channels last in memory is fastest
+        """
+        self._check(features[0])
+        if state is None:
+            state, features = self.start(features[0]), features[1:]
+        if len(features):
+            projected = self.project(features.flatten(0, 1))
+            joined = self.joined()
+            for step in zip(*(part.unflatten(0, (len(features), -1)).unbind(0) for part in projected), strict=True):
+                state = self.advance(step, state, joined)
+        return state
 
     def _check(self, feature: torch.Tensor) -> None:
         if feature.ndim != 5 or feature.shape[1] != self.channels:
@@ -56,8 +81,10 @@ class AveragePool(Aggregator):
     def start(self, scores: torch.Tensor) -> tuple[torch.Tensor, int]:
         return scores, 1
 
-    def step(self, scores: torch.Tensor, state: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, int]:
-        mean, count = state
+    def advance(
+        self, projected: tuple[torch.Tensor, ...], state: tuple[torch.Tensor, int], joined: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, int]:
+        (scores,), (mean, count) = projected, state
         return mean + (scores - mean) / (count + 1), count + 1
 
     def read(self, state: tuple[torch.Tensor, int]) -> torch.Tensor:
@@ -81,8 +108,13 @@ class Concat(Aggregator):
         self.U = Pointwise(channels, channels)
         self.bn = nn.BatchNorm3d(channels, eps=BN_EPS)
 
-    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.bn(self.W(state) + self.U(feature)))
+    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.U(features),)
+
+    def advance(
+        self, projected: tuple[torch.Tensor, ...], state: torch.Tensor, joined: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        return torch.relu(self.bn(self.W(state) + projected[0]))
 
 
 class LSTM(Aggregator):
@@ -105,10 +137,20 @@ class LSTM(Aggregator):
         pooled = super().read(feature)
         return pooled, pooled
 
-    def step(
-        self, feature: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
+    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (F.linear(super().read(features), self.cell.weight_ih, self.cell.bias_ih),)
+
+    def advance(
+        self,
+        projected: tuple[torch.Tensor, ...],
+        state: tuple[torch.Tensor, torch.Tensor],
+        joined: tuple[torch.Tensor, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cell(super().read(feature), state)
+        output, memory = state
+        gates = projected[0] + F.linear(output, self.cell.weight_hh, self.cell.bias_hh)
+        i, f, g, o = gates.chunk(4, dim=1)  # torch's order
+        memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(memory), memory
 
     def read(self, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return state[0]
@@ -129,11 +171,19 @@ class GRU(Aggregator):
     def start(self, feature: torch.Tensor) -> torch.Tensor:
         return super().read(feature)
 
-    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        pooled = super().read(feature)
-        r = torch.sigmoid(self.G_rx(pooled) + self.G_ro(state))
-        z = torch.sigmoid(self.G_zx(pooled) + self.G_zo(state))
-        return update_state(state, z, torch.tanh(self.V_x(pooled) + self.V_o(r * state)))
+    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pooled = super().read(features)
+        return F.linear(pooled, *_side_by_side(self.G_rx, self.G_zx)), self.V_x(pooled)
+
+    def joined(self) -> tuple[torch.Tensor, ...]:
+        return _side_by_side(self.G_ro, self.G_zo)[:1]
+
+    def advance(
+        self, projected: tuple[torch.Tensor, ...], state: torch.Tensor, joined: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        gates, candidate = projected
+        r, z = torch.sigmoid(torch.addmm(gates, state, joined[0].t())).chunk(2, dim=1)
+        return update_state(state, z, torch.tanh(torch.addmm(candidate, r * state, self.V_o.weight.t())))
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
         return state
@@ -162,10 +212,25 @@ class FASTGRU(Aggregator):
         self.W_r, self.W_z = Pointwise(reduced, channels, bias=True), Pointwise(reduced, channels, bias=True)
         self.V_x, self.V_o = Pointwise(channels, channels, bias=True), Pointwise(channels, channels)
 
-    def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        r = torch.sigmoid(self.W_r(torch.relu(self.U_rx(feature) + self.U_ro(state))))
-        z = torch.sigmoid(self.W_z(torch.relu(self.U_zx(feature) + self.U_zo(state))))
-        return update_state(state, z, torch.tanh(self.V_x(feature) + self.V_o(r * state)))
+    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = _rows(features)
+        gates = F.linear(rows, *_side_by_side(self.U_rx, self.U_zx))
+        candidate = F.linear(rows, self.V_x.weight.flatten(1), self.V_x.bias)
+        return gates.unflatten(0, (len(features), -1)), candidate.unflatten(0, (len(features), -1))
+
+    def joined(self) -> tuple[torch.Tensor, ...]:
+        return _side_by_side(self.U_ro, self.U_zo)[:1]
+
+    def advance(
+        self, projected: tuple[torch.Tensor, ...], state: torch.Tensor, joined: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        gates, candidate = (part.flatten(0, 1) for part in projected)  # (B * l * h * w, channels)
+        before = _rows(state)
+        r, z = torch.relu(torch.addmm(gates, before, joined[0].t())).chunk(2, dim=1)
+        r, z = (torch.sigmoid(F.linear(x, W.weight.flatten(1), W.bias)) for x, W in ((r, self.W_r), (z, self.W_z)))
+        candidate = torch.tanh(torch.addmm(candidate, r * before, self.V_o.weight.flatten(1).t()))
+        after = update_state(before, z, candidate)
+        return after.view(len(state), *state.shape[2:], -1).movedim(-1, 1)
 
 
 AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": GRU, "fast_gru": FASTGRU}
@@ -190,7 +255,18 @@ def build_aggregator(name: str, channels: int, reduction: int = 4) -> Aggregator
 
 def update_state(state: torch.Tensor, z: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
     """Move the state towards the candidate by the update gate: (1 - z) * state + z * candidate (Eq. 3)."""
-    return state + z * (candidate - state)
+    return torch.addcmul(state, z, candidate - state)
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:
+    """Write the channels of each position as a row: (B, C, l, h, w) -> (B * l * h * w, C), a view of channels last."""
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def _side_by_side(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Join layers of the same input into one product: its weight (all outputs, inputs) and its bias, if they have."""
+    weight = torch.cat([layer.weight.flatten(1) for layer in layers])
+    return weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
 
 
 class Pointwise(nn.Conv3d):
@@ -203,4 +279,4 @@ class Pointwise(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(maps.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return F.linear(maps.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)

@@ -20,7 +20,7 @@ from faster_lib.stage2 import FROZEN, build_faster, train_aggregator
 from faster_lib.store import Entry, write_whole
 from faster_lib.training_state import CHECKPOINT
 
-RECIPE_AGGREGATOR = 4  # raised whenever the same features and settings would give another result
+RECIPE_AGGREGATOR = 5  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
 

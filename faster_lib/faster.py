@@ -1,6 +1,7 @@
 """FASTER: an expensive network on some clips of a video, a cheap one on the rest, an aggregator over their features."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,15 +112,12 @@ class Faster(nn.Module):
             self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """Run one step for each clip, in order, and return the last result."""
+        """Look at all expensive clips in one call and at all cheap ones in another, then aggregate them in order."""
         if clips.ndim != 6 or clips.shape[2] != 3:
             raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, N, 3, L, H, W)")
         check_clip_frames(int(clips.shape[3]))  # a whole number also while a tracer watches
         self._check_num_clips(clips.shape[1])
-        state = None
-        for clip in clips.unbind(1):  # (B, 3, L, H, W)
-            state = self._advance(self._look(clip, state), state)
-        return self._classify(state)
+        return self._classify(self._aggregate(self._look_at_all(clips)))
 
     def step(self, clip: torch.Tensor, state: StreamState | None = None) -> tuple[StreamState, torch.Tensor]:
         """Take in one more clip and classify the video so far.
@@ -127,9 +125,12 @@ class Faster(nn.Module):
         Shape: clip (B, 3, L, H, W) -> state, (B, num_classes) logits
         Raises: ValueError if the schedule's clips have all been seen.
         """
-        self._check_num_clips(1 if state is None else state.num_clips + 1)
-        state = self._advance(self._look(clip, state), state)
-        return state, self._classify(state)
+        seen, memory = (0, None) if state is None else state
+        self._check_num_clips(seen + 1)
+        is_expensive = self.schedule.is_expensive[seen]
+        feature = self._prepare(self._look(clip, is_expensive), is_expensive, self._feature_size(clip))
+        state = StreamState(seen + 1, self._aggregate(feature[None], memory))
+        return state, self._classify(state.memory)
 
     def from_features(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
         """Classify videos whose clips' feature maps have been computed by both networks; the schedule picks.
@@ -143,18 +144,36 @@ class Faster(nn.Module):
                 f"(B, N, {self.expensive.channels}, l, h, w) and (B, N, {self.cheap.channels}, l, h, w)"
             )
         self._check_num_clips(expensive.shape[1])
-        state = None
-        for t, maps in enumerate(zip(expensive.unbind(1), cheap.unbind(1), strict=True)):
-            is_expensive = self.schedule.is_expensive[t]
-            feature = self._prepare(maps[0] if is_expensive else maps[1], is_expensive, maps[0].shape[-3:])
-            state = self._advance(feature, state)
-        return self._classify(state)
+        maps = {True: expensive.unbind(1), False: cheap.unbind(1)}
+        chosen = [maps[self.schedule.is_expensive[t]][t] for t in range(expensive.shape[1])]
+        return self._classify(self._aggregate(self._arrange(chosen, expensive.shape[-3:])))
 
-    def _look(self, clip: torch.Tensor, state: StreamState | None) -> torch.Tensor:
-        is_expensive = self.schedule.is_expensive[0 if state is None else state.num_clips]
-        network = self.expensive if is_expensive else self.cheap
-        size = self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
-        return self._prepare(network.features(clip), is_expensive, size)
+    def _look_at_all(self, clips: torch.Tensor) -> torch.Tensor:
+        """Compute the aggregator's x_t of all clips: (B, N, 3, L, H, W) -> (N, B, ...)."""
+        schedule = self.schedule.is_expensive[: clips.shape[1]]
+        maps = {}
+        for is_expensive in sorted(set(schedule)):
+            places = [t for t, other in enumerate(schedule) if other == is_expensive]
+            chosen = clips if len(places) == len(schedule) else clips[:, places]
+            found = self._look(chosen.flatten(0, 1), is_expensive)
+            maps |= zip(places, found.unflatten(0, (len(clips), -1)).unbind(1), strict=True)
+        return self._arrange([maps[t] for t in range(len(schedule))], self._feature_size(clips))
+
+    def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
+        """Compute the feature maps of clips by one of the networks."""
+        return (self.expensive if is_expensive else self.cheap).features(clips)
+
+    def _feature_size(self, clips: torch.Tensor) -> tuple[int, int, int]:
+        """Give the (l, h, w) that the aggregator gets."""
+        return self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
+
+    def _arrange(self, maps: Sequence[torch.Tensor], size: tuple[int, int, int]) -> torch.Tensor:
+        """Put the maps of a video's clips one after the other, as the aggregator likes them: (N, B, ...)."""
+        prepared = zip(maps, self.schedule.is_expensive, strict=False)
+        features = [self._prepare(feature, is_expensive, size) for feature, is_expensive in prepared]
+        if self.aggregator.aggregates_scores:
+            return torch.stack(features)
+        return torch.stack([feature.movedim(1, -1) for feature in features]).movedim(-1, 2)  # channels last in memory
 
     def _prepare(self, feature: torch.Tensor, is_expensive: bool, size: tuple[int, int, int]) -> torch.Tensor:
         """Turn a feature map into the aggregator's x_t: scores for averaging, otherwise the scaled map of `size`."""
@@ -163,18 +182,15 @@ class Faster(nn.Module):
             return network.classify(feature).softmax(dim=-1)
         if tuple(int(side) for side in feature.shape[-3:]) != tuple(size):
             feature = nn.functional.adaptive_avg_pool3d(feature, size)
-        feature = feature.contiguous(memory_format=torch.channels_last_3d)  # as `aggregators.Pointwise` likes it
         feature = self.feature_scales[0 if is_expensive else 1] * feature
         return feature if is_expensive or self.projection is None else self.projection(feature)
 
-    def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
-        """Go on by one clip; every way through the model comes by here."""
-        if state is None:
-            return StreamState(1, self.aggregator(feature))
-        return StreamState(state.num_clips + 1, self.aggregator(feature, state.memory))
+    def _aggregate(self, features: torch.Tensor, state: Any = None) -> Any:
+        """Go on by some clips, (N, B, ...); every way through the model comes by here."""
+        return self.aggregator.run(features, state)
 
-    def _classify(self, state: StreamState) -> torch.Tensor:
-        read = self.aggregator.read(state.memory)
+    def _classify(self, memory: Any) -> torch.Tensor:
+        read = self.aggregator.read(memory)
         if self.classifier is None:
             return read.clamp_min(torch.finfo(read.dtype).tiny).log()  # logits whose softmax is the mean probability
         return self.classifier(read)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos
 from faster_lib.data.synthetic import generate
 from faster_lib.data.transforms import normalise
-from faster_lib.faster import Faster, Schedule, StreamState
+from faster_lib.faster import Faster, Schedule
 from faster_lib.figures import Figure, Panel, Series, Shares, draw_panels
 from faster_lib.flops import video_gmacs
 from faster_lib.optimisation import seeded
@@ -118,14 +119,13 @@ class TimedFaster(Faster):
         self.seconds = dict.fromkeys(PARTS[1:], 0.0)
         return super().forward(clips)
 
-    def _look(self, clip: torch.Tensor, state: StreamState | None) -> torch.Tensor:
-        is_expensive = self.schedule.is_expensive[0 if state is None else state.num_clips]
+    def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
         with self._watch("expensive network" if is_expensive else "cheap network"):
-            return super()._look(clip, state)
+            return super()._look(clips, is_expensive)
 
-    def _advance(self, feature: torch.Tensor, state: StreamState | None) -> StreamState:
+    def _aggregate(self, features: torch.Tensor, state: Any = None) -> Any:
         with self._watch("aggregation"):
-            return super()._advance(feature, state)
+            return super()._aggregate(features, state)
 
     @contextlib.contextmanager
     def _watch(self, part: str) -> Iterator[None]:

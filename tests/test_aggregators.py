@@ -93,7 +93,7 @@ def test_every_aggregator_of_table_3_is_tested_here():
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_six_clips_give_the_states_of_the_equations_and_no_argument_is_written_to(name):
+def test_six_clips_one_by_one_or_at_once_give_the_equations_states_and_no_argument_is_written_to(name):
     aggregator, features = make(name), clips(6)
     kept = [feature.clone() for feature in features]
     start = features[0] if KEEP_RESOLUTION[name] else pooled(features[0])  # o_0 = x_0
@@ -106,6 +106,9 @@ def test_six_clips_give_the_states_of_the_equations_and_no_argument_is_written_t
             torch.testing.assert_close(state, by_hand, rtol=1e-12, atol=1e-12)
             read = by_hand[0] if name == "lstm" else pooled(by_hand) if KEEP_RESOLUTION[name] else by_hand
             torch.testing.assert_close(aggregator.read(state), read, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(aggregator.run(torch.stack(features)), state, rtol=1e-12, atol=1e-12)
+        first_two = aggregator.run(torch.stack(features[:2]))
+        torch.testing.assert_close(aggregator.run(torch.stack(features[2:]), first_two), state, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(*pair) for pair in zip(features, kept, strict=True))
 
 
