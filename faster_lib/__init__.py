@@ -12,6 +12,7 @@ from faster_lib.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.backbones import TABLE_1, build_backbone
 from faster_lib.faster import Faster, Schedule
 from faster_lib.flops import count_macs, video_gmacs
+from faster_lib.inference import prepare_for_inference, score_videos
 from faster_lib.profiles import load_profile
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "build_backbone",
     "count_macs",
     "load_profile",
+    "prepare_for_inference",
+    "score_videos",
     "video_gmacs",
 ]

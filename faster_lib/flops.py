@@ -27,8 +27,8 @@ _NOT_IN_CONVENTION = ("batch_norm", "group_norm", "layer_norm", "instance_norm",
 # views.
 _FREE = """
     sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d _upsample_bilinear2d_aa
-    softmax log clamp_min dropout rsub sub sub_ neg add add_ addcmul mul mul_ div div_ stack cat chunk unsafe_chunk split
-    unbind unflatten select movedim zeros zeros_like ones_like
+    softmax log clamp_min dropout rsub sub sub_ neg add add_ addcmul mul mul_ div div_ stack cat chunk unsafe_chunk
+    split unbind unflatten select movedim zeros zeros_like ones_like
 """
 
 

@@ -24,6 +24,7 @@ from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
 from faster_lib.figures import Figure, Panel, Series, Shares, draw_panels
 from faster_lib.flops import video_gmacs
+from faster_lib.inference import prepare_for_inference
 from faster_lib.optimisation import seeded
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
@@ -36,76 +37,6 @@ _LOOKS = {"All C": "average, all cheap", "All E": "average, all expensive"}  # o
 _STORED = 294 / 224  # side of a generated video, per pixel of the crop: 294 x 294 has as many pixels as 340 x 256
 _SCALED = 256 / 224  # short side to which it is scaled, per pixel of the crop. Source: Wang et al. 2018
 Seconds = Mapping[str, float]  # of a video: its PARTS; "networks" and "in all" by other clocks; "at work", over cores
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is timed: networks of a width, on clips of a form. Raises ValueError for what cannot be timed."""
-
-    profile: Profile
-    num_videos: int
-    clip_frames: int
-    width: float
-    size_px: int
-
-    def __post_init__(self) -> None:
-        check_clip_frames(self.clip_frames)
-        for name, value, least in (("num_videos", self.num_videos, 1), ("size_px", self.size_px, 32)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        if isinstance(self.width, bool) or not isinstance(self.width, int | float) or not 0 < self.width <= 1:
-            raise ValueError(f"width is {self.width!r}; it must be above 0 and at most 1.0, the paper's networks")
-
-    @property
-    def num_clips(self) -> int:
-        """N, such that L x N is the profile's number of frames."""
-        return num_clips_covering(self.profile.data.video_frames, self.clip_frames)
-
-    @property
-    def is_paper_size(self) -> bool:
-        """Whether networks and clips are those of Table 5."""
-        names = self.profile.networks
-        if (names.expensive, names.cheap) != ("r2plus1d_50", "r2d_26"):
-            return False
-        return (self.width, self.size_px, self.clip_frames, self.num_clips) == (1.0, 224, 32, 8)
-
-    @property
-    def stem(self) -> str:
-        """Under which the results are saved."""
-        size = "" if self.width == 1.0 and self.size_px == 224 else f"_{self.width:g}_{self.size_px}"
-        return f"05_runtime{size}{'' if self.clip_frames == 32 else f'_L{self.clip_frames}'}"
-
-    def __str__(self) -> str:
-        size = (
-            "paper size" if self.is_paper_size else f"width {self.width:g}, {self.size_px} px, L = {self.clip_frames}"
-        )
-        return f"{size}, {self.num_videos} video{'s' if self.num_videos > 1 else ''}, {circumstances()['device']}"
-
-    def patterns(self) -> dict[str, tuple[str, Schedule]]:
-        """List Table 5's rows and two more patterns 1:x: the aggregator, and which network sees which clip."""
-        baselines = {f"All {letter}": ("avg_pool", Schedule(letter * self.num_clips)) for letter in "CE"}
-        fitting = [x for x in (1, 3, 7) if self.num_clips % (1 + x) == 0]
-        return baselines | {f"1:{x}": ("fast_gru", Schedule.ratio(self.num_clips, x)) for x in fitting}
-
-    def networks(self) -> dict[str, Backbone]:
-        """Build the two networks with random weights, the same ones each time."""
-        names = self.profile.networks
-        pair = {"expensive": names.expensive, "cheap": names.cheap}
-        return {role: seeded(0, build_backbone, name, 400, self.width).eval() for role, name in pair.items()}
-
-    def clips(self, runs: Path = RUNS) -> VideoClips:
-        """Find the videos, generating them first where the profile says so, and cut them as in a test."""
-        if self.profile.scene is None:
-            videos = load_videos(self.profile, "test", runs=runs)
-        else:
-            form = {"size_px": 2 * round(self.size_px * _STORED / 2), "videos": {"test": self.num_videos}}
-            scene = self.profile.scene.model_copy(update=form)
-            videos = read_annotations(generate(scene, "test", workers=1, runs=runs), "test")
-        if len(videos) < self.num_videos:
-            raise ValueError(f"num_videos is {self.num_videos}; the profile has {len(videos)} test videos")
-        cut = {"test_short_side_px": round(self.size_px * _SCALED), "crop_px": self.size_px}
-        data = self.profile.data.model_copy(update=cut)
-        return VideoClips(videos, data, clip_frames=self.clip_frames, num_clips=self.num_clips, views=0, seed=0)
 
 
 class TimedFaster(Faster):
@@ -134,6 +65,97 @@ class TimedFaster(Faster):
         self.seconds[part] += _now() - start
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is timed: networks of a width, on clips of a form. Raises ValueError for what cannot be timed.
+
+    Args:
+        is_prepared: whether networks and aggregator are those that `prepare_for_inference` gives, or the plain ones.
+    """
+
+    profile: Profile
+    num_videos: int
+    clip_frames: int
+    width: float
+    size_px: int
+    is_prepared: bool = True
+
+    def __post_init__(self) -> None:
+        check_clip_frames(self.clip_frames)
+        for name, value, least in (("num_videos", self.num_videos, 1), ("size_px", self.size_px, 32)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if isinstance(self.width, bool) or not isinstance(self.width, int | float) or not 0 < self.width <= 1:
+            raise ValueError(f"width is {self.width!r}; it must be above 0 and at most 1.0, the paper's networks")
+
+    @property
+    def num_clips(self) -> int:
+        """N, such that L x N is the profile's number of frames."""
+        return num_clips_covering(self.profile.data.video_frames, self.clip_frames)
+
+    @property
+    def is_paper_size(self) -> bool:
+        """Whether networks and clips are those of Table 5."""
+        names = self.profile.networks
+        if (names.expensive, names.cheap) != ("r2plus1d_50", "r2d_26"):
+            return False
+        return (self.width, self.size_px, self.clip_frames, self.num_clips) == (1.0, 224, 32, 8)
+
+    @property
+    def stem(self) -> str:
+        """Under which the results are saved."""
+        size = "" if self.width == 1.0 and self.size_px == 224 else f"_{self.width:g}_{self.size_px}"
+        form = ("" if self.clip_frames == 32 else f"_L{self.clip_frames}") + ("" if self.is_prepared else "_plain")
+        return f"05_runtime{size}{form}"
+
+    def __str__(self) -> str:
+        size = (
+            "paper size" if self.is_paper_size else f"width {self.width:g}, {self.size_px} px, L = {self.clip_frames}"
+        )
+        form = "prepared" if self.is_prepared else "plain"
+        videos = f"{self.num_videos} video{'s' if self.num_videos > 1 else ''}"
+        return f"{size}, {form} networks, {videos}, {circumstances()['device']}"
+
+    def patterns(self) -> dict[str, tuple[str, Schedule]]:
+        """List Table 5's rows and two more patterns 1:x: the aggregator, and which network sees which clip."""
+        baselines = {f"All {letter}": ("avg_pool", Schedule(letter * self.num_clips)) for letter in "CE"}
+        fitting = [x for x in (1, 3, 7) if self.num_clips % (1 + x) == 0]
+        return baselines | {f"1:{x}": ("fast_gru", Schedule.ratio(self.num_clips, x)) for x in fitting}
+
+    def networks(self) -> dict[str, Backbone]:
+        """Build the two networks with random weights, the same ones each time."""
+        names = self.profile.networks
+        pair = {"expensive": names.expensive, "cheap": names.cheap}
+        return {role: seeded(0, build_backbone, name, 400, self.width).eval() for role, name in pair.items()}
+
+    def models(self, device: torch.device) -> dict[str, TimedFaster]:
+        """Put a model together for each pattern, all of the same networks and the same FAST-GRU."""
+        parts, aggregators = self.networks(), {}
+        for name in ("avg_pool", "fast_gru"):
+            aggregators[name] = seeded(0, build_aggregator, name, parts["expensive"].channels).eval()
+        if self.is_prepared:
+            parts = {role: prepare_for_inference(network) for role, network in parts.items()}
+            aggregators["fast_gru"] = prepare_for_inference(aggregators["fast_gru"])
+        return {
+            pattern: TimedFaster(*parts.values(), aggregators[name], schedule, 400).eval().to(device)
+            for pattern, (name, schedule) in self.patterns().items()
+        }
+
+    def clips(self, runs: Path = RUNS) -> VideoClips:
+        """Find the videos, generating them first where the profile says so, and cut them as in a test."""
+        if self.profile.scene is None:
+            videos = load_videos(self.profile, "test", runs=runs)
+        else:
+            form = {"size_px": 2 * round(self.size_px * _STORED / 2), "videos": {"test": self.num_videos}}
+            scene = self.profile.scene.model_copy(update=form)
+            videos = read_annotations(generate(scene, "test", workers=1, runs=runs), "test")
+        if len(videos) < self.num_videos:
+            raise ValueError(f"num_videos is {self.num_videos}; the profile has {len(videos)} test videos")
+        cut = {"test_short_side_px": round(self.size_px * _SCALED), "crop_px": self.size_px}
+        data = self.profile.data.model_copy(update=cut)
+        return VideoClips(videos, data, clip_frames=self.clip_frames, num_clips=self.num_clips, views=0, seed=0)
+
+
 def count(setup: Setup) -> dict[str, float]:
     """Count each pattern, in 1e9 multiply-accumulates a video; averaging pays no aggregator."""
     names = setup.profile.networks
@@ -150,17 +172,16 @@ def measure(setup: Setup, *, runs: Path = RUNS) -> dict[str, list[Seconds]]:
     """Time every pattern on the same videos, one video after the other, on a GPU where there is one.
 
     Decoding is all from the file to normalised clips on the device. Before the clock runs, one video is decoded,
-    and both networks and FAST-GRU see a blank clip.
+    and every model sees it, which compiles what is to be compiled.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clips, networks = setup.clips(runs), setup.networks()
-    blank = torch.zeros_like(normalise(clips[0][0].to(device)))[:, :1].repeat_interleave(2, dim=1)
-    _assemble(networks, "fast_gru", Schedule("EC"), device)(blank)
+    clips, models = setup.clips(runs), setup.models(device)
+    for model in models.values():
+        model(normalise(clips[0][0].to(device)))
     jobs = [(pattern, video) for pattern in setup.patterns() for video in range(setup.num_videos)]
     measured: dict[str, list[Seconds]] = {pattern: [] for pattern in setup.patterns()}
     for pattern, video in tqdm(jobs, desc="time", unit="video"):
-        model = _assemble(networks, *setup.patterns()[pattern], device)
-        start = _now()
+        model, start = models[pattern], _now()
         view = normalise(clips[video][0].to(device))  # (1, N, 3, L, crop, crop)
         decoded, at_work = _now(), time.process_time()
         model(view)
@@ -168,12 +189,6 @@ def measure(setup: Setup, *, runs: Path = RUNS) -> dict[str, list[Seconds]]:
         spans = {"decoding": decoded - start, "networks": end - decoded, "in all": end - start, "at work": at_work}
         measured[pattern].append({**spans, **model.seconds})
     return measured
-
-
-def _assemble(networks: Mapping[str, Backbone], name: str, schedule: Schedule, device: torch.device) -> TimedFaster:
-    aggregator = seeded(0, build_aggregator, name, networks["expensive"].channels)
-    model = TimedFaster(networks["expensive"], networks["cheap"], aggregator, schedule, 400)
-    return model.eval().to(device)
 
 
 def _now() -> float:

@@ -105,7 +105,8 @@ class TorchvisionBackbone(nn.Module):
         if tuple(int(side) for side in clips.shape[-2:]) == size:
             return clips
         frames = clips.transpose(1, 2).flatten(0, 1)  # (B * L, 3, H, W)
-        frames = nn.functional.interpolate(frames, size=size, mode="bilinear", antialias=True)
+        wide = frames.float() if frames.dtype == torch.bfloat16 else frames  # which torch cannot resize on a CPU
+        frames = nn.functional.interpolate(wide, size=size, mode="bilinear", antialias=True).to(clips.dtype)
         return frames.reshape(clips.shape[0], -1, 3, *size).transpose(1, 2)
 
 

