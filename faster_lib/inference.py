@@ -19,6 +19,7 @@ from faster_lib.feature_maps import decode
 from faster_lib.torchvision_backbones import TorchvisionBackbone
 
 log = logging.getLogger(__name__)
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where CUDA is there without a GPU
 
 # How far a prepared network's outputs may be from the plain one's, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
