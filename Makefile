@@ -11,7 +11,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce scan dry-run test retrain sweep status lint format notebooks report constraints clean distclean
+.PHONY: help venv reproduce scan dry-run test bench retrain sweep status lint format notebooks report constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,17 @@ dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbval notebooks
+
+# About 40 minutes on 2 cores; whatever else runs there shows in the figures. pytorchvideo joins in where it is
+# installed: pip install -e ".[bench]".
+bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchmarks/results/
+	@mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/networks.py benchmarks/results/networks.csv
+	$(BIN)/python benchmarks/videos.py benchmarks/results/videos.csv
+	$(BIN)/python benchmarks/data_path.py benchmarks/results/data_path.csv
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/training.py benchmarks/results/training.csv
+	$(BIN)/python benchmarks/growth.py benchmarks/results/growth.csv benchmarks/results/growth.png
+	$(BIN)/python benchmarks/draw.py benchmarks/results
 
 # As many jobs at a time as there are GPUs, or else cores; what is there is not made again. More by -m faster_lib.sweep --help.
 sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side (SLURM: docs/cluster.md)
