@@ -1,13 +1,13 @@
 """Training and extraction against the plainest PyTorch loop, on the same networks and videos, in one run.
 
-    python benchmarks/training.py OUT.csv [--iterations 40] [--rounds 3]
+    python benchmarks/training.py OUT.csv [--iterations 20] [--rounds 3]
 
 Speeds are clips per second, memory MiB of a process. The rounds alternate, so that what else the machine does meets all
 of them alike.
 """
 
 import argparse
-import csv
+import copy
 import json
 import logging
 import os
@@ -19,14 +19,18 @@ import time
 from pathlib import Path
 
 import torch
+from networks import PLAIN, matrix_product, plain_fast_gru
+from side_by_side import KIT, LIMIT, Speed, contend, write_table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
 from faster_lib.data.sources import load_videos
+from faster_lib.faster import Faster, Schedule
 from faster_lib.features import FeaturePair
+from faster_lib.flops import count_macs, step_macs
 from faster_lib.profiles import load_profile
-from faster_lib.store import circumstances
 from faster_lib.training import count_batch_videos, train_backbone
 
 L = 16
@@ -195,27 +199,77 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     return found
 
 
+def stage_1_step(name: str, width: float, size_px: int, batch: int) -> list[Speed]:
+    """Time both passes of a step on clips that are there, laid out as the engine lays them out, and plainly."""
+    plain = build_backbone(name, 400, width).train()
+    kit = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
+    clips, targets = torch.randn(batch, 3, 8, size_px, size_px), torch.arange(batch)
+    gmacs = 3 * batch * count_macs(plain, clips[:1]) / 1e9
+    ours = clips.contiguous(memory_format=torch.channels_last_3d)
+
+    def step(network: nn.Module, x: torch.Tensor) -> None:
+        network.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(network(x), targets).backward()
+
+    calls = {KIT: lambda: step(kit, ours), PLAIN: lambda: step(plain, clips), LIMIT: matrix_product()}
+    contest = f"step of stage 1, {name}, width {width:g}, {batch} clips of 8 x {size_px} px"
+    return contend("training", contest, gmacs, "GMAC/s", calls, rounds=3)
+
+
+def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batch: int) -> list[Speed]:
+    """Time both passes of FAST-GRU and a classifier on stored maps, by the kit and as the equations are written."""
+    networks = [build_backbone(name, 16, channels / 2048) for name in NETWORKS]
+    schedule = Schedule.ratio(num_clips, 1)
+    model = Faster(*networks, build_aggregator("fast_gru", channels), schedule, 16)
+    maps, targets = torch.randn(2, batch, num_clips, channels, *size), torch.arange(batch) % 16
+    gmacs = 3 * batch * (num_clips - 1) * step_macs(model.aggregator, size) / 1e9
+
+    def plain() -> torch.Tensor:
+        features = torch.stack([maps[0 if t % 2 == 0 else 1][:, t] for t in range(num_clips)], 1)
+        return model.classifier(plain_fast_gru(model.aggregator, features).mean((-3, -2, -1)))
+
+    def step(scores) -> None:
+        model.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(scores(), targets).backward()
+
+    calls = {KIT: lambda: step(lambda: model.from_features(*maps)), "plain convolutions": lambda: step(plain)}
+    contest = f"step of stage 2, FAST-GRU, {channels} channels, N = {num_clips}, {batch} videos"
+    return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=5)
+
+
+def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
+    """Turn figures by name into rows; those of a contest are named "contest, who"."""
+    speeds = []
+    for name, values in found.items():
+        contest, _, who = name.partition(", ")
+        unit = next((u for word, u in (("share", "of the time"), ("memory", "MiB")) if word in name), "clips/s")
+        is_alone = unit != "clips/s" or "process" in name
+        row = (name, KIT) if is_alone else (contest, who)
+        speeds.append(Speed("training", *row, unit, tuple(values)))
+    return speeds
+
+
 def main() -> None:
     """Measure, log the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps-only", action="store_true", help="leave out what reads videos")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    profile = load_profile("tiny")
-    videos = {**profile.scene.videos, "stage1": 256, "test": 32}
-    profile = profile.model_copy(update={"scene": profile.scene.model_copy(update={"videos": videos})})
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(profile, Path(folder), given.iterations, given.rounds)
-    about = circumstances()
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "median", "least", "most", "rounds", "device", "torch"])
-        for name, values in found.items():
-            row = [name, statistics.median(values), min(values), max(values)]
-            writer.writerow([*row, len(values), about["device"], about["versions"]["torch"]])
-            log.info("%-45s %8.2f  (%.2f to %.2f)", *row)
+    found = []
+    for form in (("r2plus1d_50", 1.0, 224, 2), ("r2d_26", 1.0, 224, 8)):
+        found += stage_1_step(*form)
+    for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):
+        found += stage_2_step(*form)
+    if not given.steps_only:
+        profile = load_profile("tiny")
+        videos = {**profile.scene.videos, "stage1": 256, "test": 256}
+        profile = profile.model_copy(update={"scene": profile.scene.model_copy(update={"videos": videos})})
+        with tempfile.TemporaryDirectory() as folder:
+            found += as_speeds(measure(profile, Path(folder), given.iterations, given.rounds))
+    write_table(given.out, found)
 
 
 if __name__ == "__main__":
