@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as F
 
+from faster_lib.data import sampling
 from faster_lib.data.datasets import (
     EpochDraws,
     RandomClips,
@@ -159,6 +161,50 @@ def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(vid
         for clip, start in zip(view, clip_starts, strict=True):
             assert torch.equal(clip, whole[:, start : start + 8, y : y + 32, x : x + 32])
     assert len(set(windows)) > 1
+
+
+def cut_plainly(frames: torch.Tensor, data, generator) -> torch.Tensor:
+    """Scale all frames, cut them, flip them: (T, H, W, 3) -> (3, T, crop, crop), in the order in which the kit draws."""
+    sides = data.train_short_side_px
+    side = data.test_short_side_px if generator is None else draw(sides[1] - sides[0] + 1, generator) + sides[0]
+    scaled = F.resize(frames.permute(0, 3, 1, 2), [side], antialias=True)
+    if generator is None:
+        return F.center_crop(scaled, [data.crop_px] * 2).transpose(0, 1)
+    top, left = (draw(length - data.crop_px + 1, generator) for length in scaled.shape[-2:])
+    cut = scaled[..., top : top + data.crop_px, left : left + data.crop_px]
+    return (cut.flip(-1) if data.flip and draw(2, generator) else cut).transpose(0, 1)
+
+
+def draw(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+@pytest.mark.parametrize("size", [(5, 44, 60), (37, 62, 50), (120, 80, 80)])
+@pytest.mark.parametrize(("num_clips", "clip_frames"), [(1, 8), (3, 16), (8, 8)])
+def test_clips_read_in_pieces_are_byte_for_byte_those_of_the_whole_video(
+    tmp_path, make_data, size, num_clips, clip_frames
+):
+    frames = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0)).byte()
+    path = tmp_path / "any.mp4"
+    path.write_bytes(encode_h264(frames.numpy(), fps=25, crf=23, gop_frames=7))
+    videos, length = VideoList((path,), (0,), ("any",)), size[0]
+    whole = frames_of(path).permute(1, 2, 3, 0)
+    data = make_data(train_short_side_px=(40, 58), test_short_side_px=41, crop_px=33, flip=True)
+    for views in (0, 2):
+        item, _ = video_clips(videos, data, views=views, num_clips=num_clips, clip_frames=clip_frames)[0]
+        for view in range(max(views, 1)):
+            generator = generator_for(0, view, 0) if views else None
+            drawn = sampling.random_clip_starts if views else sampling.uniform_clip_starts
+            starts = drawn(length, clip_frames, num_clips, *([generator] if views else []))
+            indices = [(start + i) % length for start in starts for i in range(clip_frames)]
+            expected = cut_plainly(whole[indices], data, generator)
+            assert torch.equal(item[view].transpose(0, 1).flatten(1, 2), expected)
+    item, _ = random_clips(videos, data, clip_frames=clip_frames, clips_per_video=num_clips)[2, 0]
+    generator = generator_for(0, 2, 0)
+    for clip in item:
+        start = sampling.random_clip_start(length, clip_frames, generator)
+        indices = [(start + i) % length for i in range(clip_frames)]
+        assert torch.equal(clip, cut_plainly(whole[indices], data, generator))
 
 
 def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_not_replaced(tmp_path, videos, make_data):

@@ -1,6 +1,7 @@
 """Annotated videos as PyTorch data sets: random clips for stage 1, all clips of a video for stage 2 and the test."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from faster_lib.data import sampling
 from faster_lib.data.transforms import eval_transform, train_transform
@@ -18,6 +19,7 @@ from faster_lib.profiles import Data
 
 ANNOTATIONS = "annotations.csv"
 _COLUMNS = ["path", "label", "split"]
+_STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,28 @@ class RandomClips(Dataset):
         generator = generator_for(self.seed, epoch, index)
         clips = []
         try:
-            video = self.videos.open(index)
             for _ in range(self.clips_per_video):
+                video = self.videos.open(index)
                 start = sampling.random_clip_start(video.num_frames, self.clip_frames, generator)
                 frames = video.read(sampling.clip_frame_indices(start, self.clip_frames, video.num_frames))
+                del video  # as long as its reader lives, it decodes on in the background
                 clips.append(_random_view(frames, self.data, generator))
         except VideoError as error:
             return index, str(error)
-        return torch.stack(clips), self.videos.targets[index]
+        return _stack(clips) if len(clips) > 1 else clips[0][None], self.videos.targets[index]
+
+
+def _stack(clips: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+    """Stack clips (..., 3, L, H, W); the colours are last in memory, as in decoded frames and the networks' input."""
+    return torch.stack([clip.movedim(-4, -1) for clip in clips], out=out).movedim(-1, -4)
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    """Allocate bytes, in a loader's worker in memory shared with the process that waits for them."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    memory = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)
 
 
 class Batch(NamedTuple):
@@ -158,8 +174,10 @@ def collate(items: Sequence[tuple]) -> Batch:
     """Make a batch of those items that could be read; a batch may be smaller than asked for, or empty."""
     skipped = [item for item in items if isinstance(item[1], str)]
     there = [item for item in items if not isinstance(item[1], str)]
-    clips = torch.stack([clips for clips, _ in there]) if there else torch.empty(0)
-    return Batch(clips, torch.tensor([target for _, target in there], dtype=torch.int64), skipped)
+    clips = [clips for clips, _ in there]
+    out = _empty(len(clips), *clips[0].movedim(-4, -1).shape) if clips else None
+    targets = torch.tensor([target for _, target in there], dtype=torch.int64)
+    return Batch(_stack(clips, out) if clips else torch.empty(0), targets, skipped)
 
 
 class EpochDraws(Sampler):
@@ -223,16 +241,38 @@ class VideoClips(Dataset):
         generators = [generator_for(self.seed, view, index) for view in range(self.views)]
         length = video.num_frames
         starts = [self._starts(length, generator) for generator in generators or [None]]
-        wanted = [[sampling.clip_frame_indices(start, self.clip_frames, length) for start in view] for view in starts]
-        needed = sorted({i for view in wanted for clip in view for i in clip})
-        frames = video.read(needed)
-        place = {frame: i for i, frame in enumerate(needed)}
-        views = []
-        for view, generator in zip(wanted, generators or [None], strict=True):
-            chosen = frames[[place[i] for clip in view for i in clip]]  # (N * L, H, W, 3)
-            cut = self._cut(chosen, generator)  # (3, N * L, crop, crop)
-            views.append(cut.unflatten(1, (self.num_clips, self.clip_frames)).transpose(0, 1))
-        return torch.stack(views), self.videos.targets[index]
+        wanted = [
+            [i for start in view for i in sampling.clip_frame_indices(start, self.clip_frames, length)]
+            for view in starts
+        ]
+        needed = sorted({i for view in wanted for i in view})
+        step = _STEP_FRAMES if video.is_seekable else len(needed)
+        views = _empty(len(wanted), self.num_clips * self.clip_frames, *[self.data.crop_px] * 2, 3)
+        for first in range(0, len(needed), step):
+            numbers = needed[first : first + step]
+            frames = video.read(numbers)
+            for view, indices, generator in zip(views, wanted, generators or [None], strict=True):
+                self._fill(view, indices, frames, numbers, generator)
+        clips = views.unflatten(1, (self.num_clips, self.clip_frames))
+        return clips.movedim(-1, 2), self.videos.targets[index]
+
+    def _fill(
+        self,
+        view: torch.Tensor,
+        indices: Sequence[int],
+        frames: torch.Tensor,
+        numbers: Sequence[int],
+        generator: torch.Generator | None,
+    ) -> None:
+        """Cut those of the decoded frames that a view shows, and write them where it does: (N * L, H, W, 3)."""
+        shown = set(indices)
+        used = [row for row, number in enumerate(numbers) if number in shown]
+        row_of = {numbers[row]: i for i, row in enumerate(used)}
+        places = [place for place, number in enumerate(indices) if number in row_of]
+        if used:
+            again = generator.clone_state() if generator else None  # all parts of a view are cut alike
+            cut = self._cut(frames[_span(used)], again).movedim(0, -1)
+            view[_span(places)] = cut[_span([row_of[indices[place]] for place in places])]
 
     def _starts(self, num_frames: int, generator: torch.Generator | None) -> list[int]:
         if generator is None:
@@ -244,6 +284,12 @@ class VideoClips(Dataset):
             data = self.data
             return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
         return _random_view(frames, self.data, generator)
+
+
+def _span(numbers: list[int]) -> slice | list[int]:
+    """Give an index that makes no copy, where the numbers follow each other."""
+    first, last = numbers[0], numbers[-1]
+    return slice(first, last + 1) if numbers == list(range(first, last + 1)) else numbers
 
 
 def _random_view(frames: torch.Tensor, data: Data, generator: torch.Generator) -> torch.Tensor:

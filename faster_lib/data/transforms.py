@@ -10,6 +10,8 @@ RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
 PIXEL_MEAN = (110.2, 100.6, 96.0)  # of 0 to 255, RGB. Source: VMZ's 0.43216, 0.394666, 0.37645 on Kinetics
 PIXEL_STD = (58.1, 56.5, 55.3)  # Source: VMZ's 0.22803, 0.22145, 0.216989
 
+_PIECE_FRAMES = 8  # scaled at a time: few enough that they stay in the cache, and that their memory is used again
+
 
 def train_transform(
     frames: torch.Tensor,
@@ -23,26 +25,28 @@ def train_transform(
 
     All frames of a call share one draw.
 
-    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8
+    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8, colours last in memory
     Source: FASTER, "shorter side is randomly sampled in [256, 320]"; the crop follows Tran et al. 2018.
     """
     side = int(torch.randint(short_side_px[0], short_side_px[1] + 1, (), generator=generator))
-    clip = resize_short_side(frames, side)
-    top, left = (int(torch.randint(size - crop_px + 1, (), generator=generator)) for size in clip.shape[-2:])
-    clip = clip[..., top : top + crop_px, left : left + crop_px]
-    if is_flip_allowed and bool(torch.randint(2, (), generator=generator)):
-        clip = clip.flip(-1)
-    return clip.transpose(0, 1).contiguous()
+    scaled_px = resize_short_side(frames[:1], side).shape[-2:]
+    top, left = (int(torch.randint(size - crop_px + 1, (), generator=generator)) for size in scaled_px)
+    is_flipped = is_flip_allowed and bool(torch.randint(2, (), generator=generator))
+    cut = frames.new_empty(len(frames), crop_px, crop_px, 3)
+    for piece, place in zip(frames.split(_PIECE_FRAMES), cut.split(_PIECE_FRAMES), strict=True):
+        scaled = resize_short_side(piece, side)[..., top : top + crop_px, left : left + crop_px]
+        place.copy_((scaled.flip(-1) if is_flipped else scaled).movedim(1, -1))
+    return cut.movedim(-1, 0)
 
 
 def eval_transform(frames: torch.Tensor, *, short_side_px: int, crop_px: int) -> torch.Tensor:
     """Scale the short side and cut the central square.
 
-    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8
+    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8, where possible a view
     Source: ours; the paper's cost per clip is that of one 224 x 224 crop, and it does not say which.
     """
     clip = resize_short_side(frames, short_side_px)
-    return F.center_crop(clip, [crop_px, crop_px]).transpose(0, 1).contiguous()
+    return F.center_crop(clip, [crop_px, crop_px]).transpose(0, 1)
 
 
 def resize_short_side(frames: torch.Tensor, side_px: int) -> torch.Tensor:

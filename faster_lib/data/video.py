@@ -14,6 +14,7 @@ import av
 import decord
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
 BATCH_BYTES = 2**25  # of frames decoded at a time where a whole video is read
@@ -72,7 +73,7 @@ def read_frames(
     """
     try:
         if is_seekable:
-            return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
+            return from_dlpack(reader.get_batch(list(indices)).to_dlpack())  # where decord wrote them, no copy
         wanted = set(indices)
         kept = {i: frame for i, frame in enumerate(_in_order(reader, max(wanted) + 1)) if i in wanted}
         return torch.from_numpy(np.stack([kept[i] for i in indices]))
