@@ -164,7 +164,7 @@ def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(vid
 
 
 def cut_plainly(frames: torch.Tensor, data, generator) -> torch.Tensor:
-    """Scale all frames, cut them, flip them: (T, H, W, 3) -> (3, T, crop, crop), in the order in which the kit draws."""
+    """Scale, cut and flip all frames, drawing in the order of the kit: (T, H, W, 3) -> (3, T, crop, crop)."""
     sides = data.train_short_side_px
     side = data.test_short_side_px if generator is None else draw(sides[1] - sides[0] + 1, generator) + sides[0]
     scaled = F.resize(frames.permute(0, 3, 1, 2), [side], antialias=True)
