@@ -215,15 +215,13 @@ def contest(pattern: Pattern, workers: int, *, rounds: int) -> list[Speed]:
     return [*found, Speed(PART, f"{name}: a clip of L = {L}", KIT, "seconds", waits)]
 
 
-def rows(rounds: int) -> list[Speed]:
+def contests(rounds: int) -> Iterator[list[Speed]]:
     """Write the files, and time all patterns by no, one and two workers."""
-    found = []
     with tempfile.TemporaryDirectory() as folder, one_thread():
         videos = write_files(Path(folder))
         for name, visits in PATTERNS.items():
             for workers in (0, 1, 2):
-                found += contest(Pattern(name, videos, visits), workers, rounds=rounds)
-    return found
+                yield contest(Pattern(name, videos, visits), workers, rounds=rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -233,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_table(given.out, rows(given.rounds))
+    write_table(given.out, contests(given.rounds))
 
 
 if __name__ == "__main__":

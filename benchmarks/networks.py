@@ -8,7 +8,7 @@ Each speed is by the network's own multiply-accumulates. Compiled peers are comp
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -91,7 +91,7 @@ def compare_networks(name: str, clip_frames: int, batch: int) -> list[Speed]:
             contenders[f"{peer}, compiled"] = forward(compiled(network), clips, own)
     contenders[LIMIT] = matrix_product()
     contest = f"{name}, L = {clip_frames}, batch {batch}"
-    rounds = 5 if gmacs < 100 else 3 if gmacs < 300 else 2
+    rounds = 5 if gmacs < 100 else 3 if gmacs < 300 else 1
     return contend("networks", contest, gmacs, "GMAC/s", contenders, rounds=rounds)
 
 
@@ -163,21 +163,19 @@ def compare_aggregators(num_clips: int, batch: int, *, is_training: bool) -> lis
     return contend("aggregators", contest, gmacs, "GMAC/s", contenders, rounds=5)
 
 
-def rows(parts: list[str], lengths: list[int], batches: list[int]) -> list[Speed]:
-    """Run all contests."""
-    found = []
+def contests(parts: list[str], lengths: list[int], batches: list[int]) -> Iterator[list[Speed]]:
+    """Run all contests, one after the other."""
     if "aggregators" in parts:
         for is_training in (False, True):
             for num_clips in (8, 32):
                 for batch in batches[: 1 if is_training else None]:
-                    found += compare_aggregators(num_clips, batch, is_training=is_training)
+                    yield compare_aggregators(num_clips, batch, is_training=is_training)
     if "networks" in parts:
         with torch.no_grad():
-            for name in ("r2plus1d_50", "r3d_50", "r2d_26"):
-                for batch in batches:
+            for batch in batches:
+                for name in ("r2plus1d_50", "r3d_50", "r2d_26"):
                     for clip_frames in lengths:
-                        found += compare_networks(name, clip_frames, batch)
-    return found
+                        yield compare_networks(name, clip_frames, batch)
 
 
 def main() -> None:
@@ -189,7 +187,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_table(given.out, rows(given.part, given.lengths, given.batches))
+    write_table(given.out, contests(given.part, given.lengths, given.batches))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,18 +52,21 @@ def contend(
     return [Speed(part, contest, name, unit, tuple(values)) for name, values in found.items()]
 
 
-def write_table(path: Path, speeds: Iterable[Speed]) -> None:
-    """Write all speeds, each beside the kit's in the same contest, and log them."""
-    speeds = list(speeds)
+def write_table(path: Path, contests: Iterable[Sequence[Speed]]) -> None:
+    """Write contest after contest as they end, each speed beside the kit's in the same contest, and log them."""
     about = circumstances()
-    kit = {(s.part, s.contest): s.median for s in speeds if s.who == KIT}
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# device: {json.dumps(about['device'])}\n# versions: {json.dumps(about['versions'])}\n")
         writer = csv.writer(file)
         writer.writerow(["part", "contest", "who", "median", "least", "most", "unit", "rounds", "kit / who"])
-        for s in speeds:
-            ratio = kit.get((s.part, s.contest))
-            numbers = [f"{value:.5g}" for value in (s.median, min(s.values), max(s.values))]
-            share = f"{ratio / s.median:.3g}" if ratio and s.median else ""
-            writer.writerow([s.part, s.contest, s.who, *numbers, s.unit, len(s.values), share])
-            log.info("%-12s %-50s %-32s %10s %-9s kit / who %s", s.part, s.contest, s.who, numbers[0], s.unit, share)
+        for speeds in contests:
+            kit = {s.contest: s.median for s in speeds if s.who == KIT}
+            for s in speeds:
+                ratio = kit.get(s.contest)
+                numbers = [f"{value:.5g}" for value in (s.median, min(s.values), max(s.values))]
+                share = f"{ratio / s.median:.3g}" if ratio and s.median else ""
+                writer.writerow([s.part, s.contest, s.who, *numbers, s.unit, len(s.values), share])
+                log.info(
+                    "%-12s %-50s %-32s %10s %-9s kit / who %s", s.part, s.contest, s.who, numbers[0], s.unit, share
+                )
+            file.flush()

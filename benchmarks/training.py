@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -249,6 +250,20 @@ def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
     return speeds
 
 
+def contests(iterations: int, rounds: int, *, steps_only: bool) -> Iterator[list[Speed]]:
+    """Run all, one after the other."""
+    for form in (("r2plus1d_50", 1.0, 224, 2), ("r2d_26", 1.0, 224, 8)):
+        yield stage_1_step(*form)
+    for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):
+        yield stage_2_step(*form)
+    if not steps_only:
+        profile = load_profile("tiny")
+        videos = {**profile.scene.videos, "stage1": 256, "test": 256}
+        profile = profile.model_copy(update={"scene": profile.scene.model_copy(update={"videos": videos})})
+        with tempfile.TemporaryDirectory() as folder:
+            yield as_speeds(measure(profile, Path(folder), iterations, rounds))
+
+
 def main() -> None:
     """Measure, log the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -258,18 +273,7 @@ def main() -> None:
     parser.add_argument("--steps-only", action="store_true", help="leave out what reads videos")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found = []
-    for form in (("r2plus1d_50", 1.0, 224, 2), ("r2d_26", 1.0, 224, 8)):
-        found += stage_1_step(*form)
-    for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):
-        found += stage_2_step(*form)
-    if not given.steps_only:
-        profile = load_profile("tiny")
-        videos = {**profile.scene.videos, "stage1": 256, "test": 256}
-        profile = profile.model_copy(update={"scene": profile.scene.model_copy(update={"videos": videos})})
-        with tempfile.TemporaryDirectory() as folder:
-            found += as_speeds(measure(profile, Path(folder), given.iterations, given.rounds))
-    write_table(given.out, found)
+    write_table(given.out, contests(given.iterations, given.rounds, steps_only=given.steps_only))
 
 
 if __name__ == "__main__":
