@@ -41,19 +41,19 @@ def map_shape(network: Backbone, clip_frames: int, crop_px: int) -> tuple[int, .
 
 
 @torch.inference_mode()
-def compute_features(network: Backbone, views: torch.Tensor, mixed_precision: str) -> torch.Tensor:
-    """Compute the feature maps of one video's clips, on the network's device.
+def compute_features(networks: Sequence[Backbone], views: torch.Tensor, mixed_precision: str) -> list[torch.Tensor]:
+    """Compute the feature maps of one video's clips by each network, on the networks' device.
 
-    Shape: (views, N, 3, L, H, W) uint8 -> (views, N, C, l, h, w) float16
+    Shape: (views, N, 3, L, H, W) uint8 -> one (views, N, C, l, h, w) float16 for each network
     Raises: FloatingPointError if a value does not fit half precision.
     """
-    device = next(network.parameters()).device
-    clips = normalise(views.to(device).flatten(0, 1)).contiguous(memory_format=torch.channels_last_3d)
+    device = next(networks[0].parameters()).device
+    clips = normalise(views.to(device).flatten(0, 1).contiguous(memory_format=torch.channels_last_3d))
     with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-        features = network.features(clips).contiguous().half()
-    if not torch.isfinite(features).all():
+        maps = [network.features(clips).contiguous().half() for network in networks]
+    if not all(torch.isfinite(features).all() for features in maps):
         raise FloatingPointError("a feature is not finite in half precision; was the network trained?")
-    return features.unflatten(0, views.shape[:2])
+    return [features.unflatten(0, views.shape[:2]) for features in maps]
 
 
 def square_sum(features: torch.Tensor) -> torch.Tensor:
@@ -111,8 +111,7 @@ class LiveFeatures:
 
     def _compute(self, views: torch.Tensor) -> list[torch.Tensor]:
         with one_thread():
-            precision = self.profile.engine.mixed_precision
-            return [compute_features(network, views, precision) for network in self.networks]
+            return compute_features(self.networks, views, self.profile.engine.mixed_precision)
 
     @property
     def scales(self) -> tuple[float, float]:

@@ -207,8 +207,9 @@ def _write_shards(wanted: Sequence[tuple[Backbone, Path]], clips: VideoClips, vi
     with one_thread():
         features, targets = [[] for _ in wanted], []
         for views, target in decode(clips, videos, decoders(profile, device)):
-            for kept, (network, _) in zip(features, wanted, strict=True):
-                kept.append(compute_features(network, views, profile.engine.mixed_precision).cpu())
+            maps = compute_features([network for network, _ in wanted], views, profile.engine.mixed_precision)
+            for kept, computed in zip(features, maps, strict=True):
+                kept.append(computed.cpu())
             targets.append(target)
         for kept, (_, folder) in zip(features, wanted, strict=True):
             sums = torch.stack([square_sum(maps) for maps in kept])

@@ -129,7 +129,7 @@ def test_processes_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_orde
     alone, beside = (list(decode(clips, iter(videos), workers)) for workers in (0, 2))
     assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, beside, strict=True))
     assert [target for _, target in beside] == [clips.videos.targets[video] for video in videos]
-    half, full = (compute_features(NETWORKS[0].network, alone[0][0], precision) for precision in ("bf16", "no"))
+    half, full = (compute_features([NETWORKS[0].network], alone[0][0], precision)[0] for precision in ("bf16", "no"))
     assert half.dtype == torch.float16 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
 

@@ -66,4 +66,4 @@ def normalise(clips: torch.Tensor) -> torch.Tensor:
     Shape: (..., 3, T, H, W) uint8 -> the same shape, float32
     """
     mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-    return (clips.float() - mean) / std
+    return torch.sub(clips, mean).div_(std)
