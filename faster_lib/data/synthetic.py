@@ -115,7 +115,7 @@ def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np
     first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
     video[first:last] += context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
     video += rng.uniform(-scene.noise, scene.noise, size=video.shape[:3]).astype(np.float32)[..., None]
-    return np.clip(video, 0, 255).astype(np.uint8)
+    return np.clip(video, 0, 255, out=video).astype(np.uint8)
 
 
 def cut_into_shots(scene: Scene, rng: np.random.Generator) -> list[Shot]:
@@ -136,8 +136,10 @@ def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.n
     for _ in range(3):
         frequency, angle, phase = rng.uniform(0.1, 0.5), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
         u, v = frequency * np.cos(angle) * x, frequency * np.sin(angle) * y + phase
-        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :] - np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
-        image += rng.uniform(4, 12) * wave
+        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :]
+        wave -= np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
+        wave *= rng.uniform(4, 12)
+        image += wave
     return image
 
 
@@ -183,4 +185,5 @@ def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
     offset = np.abs(grid[None, None, :] - centres.astype(np.float32)[:, :, None])  # (T, 2, size)
     squared = np.minimum(offset, size_px - offset) ** 2
     distance = np.sqrt(squared[:, 0, None, :] + squared[:, 1, :, None])
-    return np.clip(radius_px + 0.5 - distance, 0, 1)
+    np.subtract(radius_px + 0.5, distance, out=distance)
+    return np.clip(distance, 0, 1, out=distance)
