@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import sampling
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, collate, generator_for
+from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, collate, decode, generator_for
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
-from faster_lib.feature_maps import decode, one_thread
+from faster_lib.feature_maps import one_thread
 from faster_lib.profiles import load_profile
 
 PART = "data path"

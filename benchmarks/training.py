@@ -28,7 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
 from faster_lib.data.sources import load_videos
+from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
+from faster_lib.feature_maps import compute_features, freeze
 from faster_lib.features import FeaturePair
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.profiles import load_profile
@@ -238,6 +240,22 @@ def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batc
     return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=5)
 
 
+@torch.no_grad()
+def extraction(num_clips: int) -> list[Speed]:
+    """Time the feature maps of one decoded video at the paper's size by both networks: compiled, not, and plainly."""
+    plain = [build_backbone(name, 400).eval() for name in NETWORKS]
+    views = torch.randint(256, (1, num_clips, 3, 8, 224, 224), dtype=torch.uint8)
+    frozen = {
+        who: [freeze(network, torch.device("cpu"), is_compiled=is_compiled) for network in plain]
+        for who, is_compiled in ((KIT, True), ("the kit, loading.compiled: false", False))
+    }
+    calls = {who: lambda networks=networks: compute_features(networks, views, "no") for who, networks in frozen.items()}
+    calls[PLAIN] = lambda: [network.features(normalise(views[0])) for network in plain]
+    gmacs = num_clips * sum(count_macs(network, torch.randn(1, 3, 8, 224, 224)) for network in plain) / 1e9
+    contest = f"extraction of {num_clips} clips of 8 x 224 px by both networks"
+    return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=3)
+
+
 def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
     """Turn figures by name into rows; those of a contest are named "contest, who"."""
     speeds = []
@@ -252,6 +270,7 @@ def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
 
 def contests(iterations: int, rounds: int, *, steps_only: bool) -> Iterator[list[Speed]]:
     """Run all, one after the other."""
+    yield extraction(num_clips=8)
     for form in (("r2plus1d_50", 1.0, 224, 2), ("r2d_26", 1.0, 224, 8)):
         yield stage_1_step(*form)
     for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 
 from faster_lib.backbones import Backbone, fold_batch_norm
-from faster_lib.data.datasets import VideoClips
+from faster_lib.data.datasets import VideoClips, decode
 from faster_lib.data.transforms import normalise
 from faster_lib.feature_store import Maps, Request, scale_of
+from faster_lib.inference import PreparedBackbone, prepare_for_inference
 from faster_lib.profiles import Profile
 from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.store import Entry
@@ -29,8 +29,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def freeze(network: Backbone, device: torch.device) -> Backbone:
-    """Give a copy of a trained network in the form that computes feature maps fastest."""
+def freeze(network: Backbone, device: torch.device, *, is_compiled: bool) -> Backbone | PreparedBackbone:
+    """Give a copy of a trained network in the form that computes feature maps fastest.
+
+    Compiling takes a minute or so in every process; only networks near the paper's size earn that back.
+    """
+    if is_compiled:
+        return prepare_for_inference(network, device=device)
     return fold_batch_norm(network).to(device, memory_format=torch.channels_last_3d)
 
 
@@ -61,15 +66,6 @@ def square_sum(features: torch.Tensor) -> torch.Tensor:
     return features.double().square().sum().cpu()
 
 
-def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decode all clips of some videos, one after the other, ahead in so many processes; with 0, in this one.
-
-    Shape: -> (views, N, 3, L, crop, crop) uint8, target
-    """
-    generator = torch.Generator()  # of its own, so that the global one stays as it is
-    return iter(DataLoader(clips, sampler=videos, batch_size=None, num_workers=workers, generator=generator))
-
-
 def decoders(profile: Profile, device: torch.device) -> int:
     """Give how many processes decode for one that computes: those of the profile beside a GPU, none on a CPU."""
     return profile.loading.workers if device.type == "cuda" else 0
@@ -91,7 +87,7 @@ class LiveFeatures:
         self.targets = torch.tensor(clips.videos.targets)
         self.num_views, self.num_clips = max(clips.views, 1), clips.num_clips
         self.device = find_ranks().device
-        self.networks = [freeze(network, self.device) for network in networks]
+        self.networks = [freeze(network, self.device, is_compiled=profile.loading.compiled) for network in networks]
         self.shapes = [map_shape(network, clips.clip_frames, profile.data.crop_px) for network in networks]
 
     def read_each(self, requests: Iterable[Request]) -> Iterator[Maps]:

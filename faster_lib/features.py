@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from faster_lib.backbones import Backbone
-from faster_lib.data.datasets import VideoClips
+from faster_lib.data.datasets import VideoClips, decode
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import RECIPE_TRANSFORM
@@ -16,7 +16,6 @@ from faster_lib.data.video import DECODER
 from faster_lib.feature_maps import (
     LiveFeatures,
     compute_features,
-    decode,
     decoders,
     freeze,
     map_shape,
@@ -66,6 +65,7 @@ def features_entry(
         "decoder": DECODER,
         "transform": RECIPE_TRANSFORM,
         "mixed_precision": profile.engine.mixed_precision,
+        **({"compiled": True} if profile.loading.compiled else {}),
         **what_videos_depend_on(profile, split, runs=runs),
     }
     name = backbone.name.replace("/", "-")
@@ -183,7 +183,8 @@ def _extract(parts: Sequence[tuple[TrainedBackbone, Entry]], clips: VideoClips, 
     if not missing:
         return
     check_disk(parts[0][1].path, [_size(parts, place, clips, missing) for place in range(len(parts))])
-    networks = [freeze(backbone.network, ranks.device) for backbone, _ in parts]
+    is_compiled = profile.loading.compiled
+    networks = [freeze(backbone.network, ranks.device, is_compiled=is_compiled) for backbone, _ in parts]
     jobs = [
         ([(networks[place], parts[place][1].path) for place in places], clips, videos, profile)
         for videos, places in list(missing.items())[ranks.process_index :: ranks.num_processes]

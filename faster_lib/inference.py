@@ -12,10 +12,9 @@ from torch import nn
 from faster_lib.aggregators import Aggregator
 from faster_lib.backbones import Backbone, fold_batch_norm
 from faster_lib.clips import check_clips
-from faster_lib.data.datasets import VideoClips
+from faster_lib.data.datasets import VideoClips, decode
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster
-from faster_lib.feature_maps import decode
 from faster_lib.torchvision_backbones import TorchvisionBackbone
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,8 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it war
 
 # How far a prepared network's outputs may be from the plain one's, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-PIXELS_PER_CALL = 32 * 224 * 224  # more clips at a time gain nothing on a CPU, and each number of them is compiled anew
+# More clips a call gain nothing on a CPU, and each number of them is compiled anew; a GPU has more to fill.
+PIXELS_PER_CALL = {"cpu": 32 * 224 * 224, "cuda": 16 * 32 * 224 * 224}
 _MOST_FORMS = 64  # of input, for which one network is compiled
 
 
@@ -92,7 +92,8 @@ class PreparedBackbone(nn.Module):
         """Compute the feature map x_t, as the plain network does."""
         check_clips(clips)
         with _without_gradients():
-            parts = clips.split(_sizes_of_calls(len(clips), clips[0, 0].numel())) if len(clips) else [clips]
+            sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
+            parts = clips.split(sizes) if sizes else [clips]
             form = {"dtype": self.dtype, "memory_format": torch.channels_last_3d}
             maps = [self._features(part.to(**form).contiguous(memory_format=form["memory_format"])) for part in parts]
             return torch.cat(maps).float()
@@ -185,9 +186,9 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
-def _sizes_of_calls(num_clips: int, pixels: int) -> list[int]:
+def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[int]:
     """Cut a number of clips into powers of two, so that few sizes are compiled, each of at most PIXELS_PER_CALL."""
-    most = 1 << max(PIXELS_PER_CALL // pixels, 1).bit_length() - 1
+    most = 1 << max(PIXELS_PER_CALL.get(device, PIXELS_PER_CALL["cpu"]) // pixels, 1).bit_length() - 1
     sizes = [most] * (num_clips // most)
     return sizes + [1 << bit for bit in reversed(range(most.bit_length())) if num_clips % most >> bit & 1]
 

@@ -180,6 +180,7 @@ class Loading(Section):
     workers: Annotated[int, Field(ge=0)]
     shard_videos: Positive
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
+    compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
 
 
 class Profile(Section):

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from faster_lib import evaluation, feature_store, features
 from faster_lib.backbones import build_backbone, fold_batch_norm
+from faster_lib.data.datasets import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Schedule
-from faster_lib.feature_maps import compute_features, decode
+from faster_lib.feature_maps import compute_features
 from faster_lib.feature_store import check_disk, find_gaps, list_shards
 from faster_lib.features import FeaturePair, TrainedBackbone, extract_features, features_entry
 from faster_lib.optimisation import seeded
@@ -132,6 +133,18 @@ def test_processes_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_orde
     half, full = (compute_features([NETWORKS[0].network], alone[0][0], precision)[0] for precision in ("bf16", "no"))
     assert half.dtype == torch.float16 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
+
+
+def test_compiled_networks_give_the_same_maps_to_rounding_under_a_hash_of_their_own(made, monkeypatch):
+    compiled, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda method, **how: compiled.append(method) or real(method, **how))
+    entries = [
+        extract_features(profile, [NETWORKS[1]], "test", 8, runs=made.runs)[0]
+        for profile in (made.profile, with_loading(compiled=True))
+    ]
+    assert compiled and entries[0].key != entries[1].key
+    maps = [torch.cat([load_file(s.path)["features"] for s in list_shards(entry.path)]).float() for entry in entries]
+    torch.testing.assert_close(*maps, rtol=2e-3, atol=2e-3)
 
 
 def test_an_interrupted_store_goes_on_with_another_size_of_shards(pair):

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from faster_lib.data import sampling
 from faster_lib.data.transforms import eval_transform, train_transform
@@ -300,3 +300,12 @@ def _random_view(frames: torch.Tensor, data: Data, generator: torch.Generator) -
         is_flip_allowed=data.flip,
         generator=generator,
     )
+
+
+def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Decode all clips of some videos, one after the other, ahead in so many processes; with 0, in this one.
+
+    Shape: -> (views, N, 3, L, crop, crop) uint8, target
+    """
+    generator = torch.Generator()  # of its own, so that the global one stays as it is
+    return iter(DataLoader(clips, sampler=videos, batch_size=None, num_workers=workers, generator=generator))
