@@ -1,6 +1,6 @@
 """From files to clips: the kit's loader against bare decord, PyAV and a torchvision-style loader, in one run.
 
-    python benchmarks/data_path.py OUT.csv [--rounds 5]
+    python benchmarks/data_path.py OUT.csv [--rounds 3]
 
 All read the same H.264 files in the same patterns, with the same random draws: all clips of a video, as for a store of
 features and the test, and one random clip of a video, as in stage 1. Speeds are frames of clips per second. Bare decord
@@ -36,7 +36,7 @@ PART = "data path"
 VIDEOS, HEIGHT_PX, WIDTH_PX, FPS = 24, 256, 340, 30  # copies of Kinetics are kept with a short side of 256
 FRAMES, GOPS = (256, 300), (12, 25, 50)  # frames of a video, from and to; between key frames
 L, SEED = 32, 0
-PATTERNS = {"all clips of a video": 1, "a random clip of a video": 8}  # how often a call visits each video
+PATTERNS = {"all clips of a video": 4, "a random clip of a video": 16}  # how often a call visits each video
 BATCH_VIDEOS = 8
 DATA = load_profile("kinetics400").data
 Job = tuple[Path, list[list[int]], torch.Generator | None]  # a video, its clips' frames, what draws the cut
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, log the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     write_table(given.out, contests(given.rounds))

@@ -24,7 +24,7 @@ from videos import write_videos
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
-from faster_lib.data.datasets import VideoClips
+from faster_lib.data.datasets import VideoClips, VideoList
 from faster_lib.faster import Faster, Schedule
 from faster_lib.inference import prepare_for_inference, score_videos
 from faster_lib.profiles import load_profile
@@ -50,13 +50,12 @@ def build(num_clips: int) -> Faster:
 
 
 @torch.inference_mode()
-def measure(changed: str, value: int, folder: str) -> tuple[float, float]:
+def measure(changed: str, value: int, videos: VideoList) -> tuple[float, float]:
     """Give the seconds (the least of three) and the peak memory in MiB that were added by one call."""
     torch.manual_seed(0)
     if changed == "videos":
-        clips = VideoClips(
-            write_videos(Path(folder), value), load_profile("tiny").data, clip_frames=32, num_clips=8, views=0, seed=0
-        )
+        some = VideoList(videos.paths[:value], videos.targets[:value], videos.classes)
+        clips = VideoClips(some, load_profile("tiny").data, clip_frames=32, num_clips=8, views=0, seed=0)
         model = build(8)
 
         def call() -> None:
@@ -116,9 +115,10 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool,
     ):
+        videos = write_videos(Path(folder), max(AXES["videos scored"][1]))
         for axis, (changed, values) in AXES.items():
             for value in values:
-                seconds, memory = pool.submit(measure, changed, value, folder).result()
+                seconds, memory = pool.submit(measure, changed, value, videos).result()
                 shown = value**2 if changed == "side" else value
                 points.setdefault(axis, []).append((shown, seconds, max(memory, 1.0)))
                 log.info("%-20s %6d  %8.4f s  %8.1f MiB", axis, shown, seconds, memory)
