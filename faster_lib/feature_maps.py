@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from accelerate.utils import gather_object
@@ -19,14 +19,19 @@ from faster_lib.store import Entry
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread, as each of several processes should; afterwards as many as before."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def limited_threads(most: int) -> Iterator[int]:
+    """Let PyTorch use at most so many threads, and at least one, and tell how many; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, most)))
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[int]:
+    """Let PyTorch use one thread, as each of several processes should; afterwards as many as before."""
+    return limited_threads(1)
 
 
 def freeze(network: Backbone, device: torch.device, *, is_compiled: bool) -> Backbone | PreparedBackbone:

@@ -4,6 +4,7 @@ import argparse
 import copy
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from faster_lib.data.video import VideoError
 from faster_lib.engine import Task, fit
 from faster_lib.evaluation import measure_all
 from faster_lib.faster import Schedule
+from faster_lib.feature_maps import limited_threads
 from faster_lib.features import FeaturePair, TrainedBackbone
 from faster_lib.optimisation import seeded, what_training_depends_on
 from faster_lib.paths import RUNS
@@ -155,9 +157,11 @@ def _fit_backbone(
         curves=curves_of(entry.path),
     )
     learner = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
-    measures = fit(learner, task)
+    # On a CPU the threads wait for each other, and all of them for a core that a loading process has.
+    with limited_threads(os.cpu_count() - profile.loading.workers) as threads:
+        measures = fit(learner, task)
     network.load_state_dict(learner.state_dict())
-    return {**measures, "videos": videos.census}
+    return {**measures, "threads": threads, "videos": videos.census}
 
 
 def check_skipped(
@@ -247,7 +251,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=["backbone", "aggregator"], default="backbone")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
     parser.add_argument("--fold", type=int, help="of the official splits of UCF-101 and HMDB-51: 1, 2 or 3")
-    parser.add_argument("--threads", type=int, help="of PyTorch; the last digits of the weights depend on it")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="of PyTorch, at most: loading processes have a core each; the last digits of the weights depend on it",
+    )
     folder = "use this folder in place of runs/, and no shipped network but one to start from"
     parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument("--backbone", help="stage backbone: a name of build_backbone, such as r2d_26")

@@ -10,7 +10,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from faster_lib import engine, evaluation, features, optimisation, stage2, store, torchvision_backbones, training
+from faster_lib import (
+    engine,
+    evaluation,
+    feature_maps,
+    features,
+    optimisation,
+    stage2,
+    store,
+    torchvision_backbones,
+    training,
+)
 from faster_lib.backbones import build_backbone
 from faster_lib.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
@@ -246,6 +256,21 @@ def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
     theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]
     for first, second in zip(mine, theirs, strict=True):
         assert (first["train_loss"], first["correct"]) == (second["train_loss"], second["correct"])
+
+
+@pytest.mark.parametrize(("cores", "workers", "used"), [(2, 2, 1), (2, 1, 1), (4, 1, 3), (64, 2, 3), (1, 0, 1)])
+def test_stage_1_leaves_a_core_to_each_loading_process(pair, cores, workers, used, monkeypatch):
+    loading = SMOKE.loading.model_copy(update={"workers": workers})
+    monkeypatch.setattr(training.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(training, "fit", lambda network, task: {"seen": torch.get_num_threads()})
+    with feature_maps.limited_threads(99) as before:
+        torch.set_num_threads(3)
+        entry = store.Entry("backbones", "any", {}, pair.runs)
+        videos = training.load_videos(SMOKE, SMOKE.backbone_training.split, runs=pair.runs, is_training=True)
+        profile = SMOKE.model_copy(update={"loading": loading})
+        measures = training._fit_backbone(copy.deepcopy(pair.cheap.network), videos, profile, 8, entry)
+        assert measures["seen"] == measures["threads"] == used and torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
 
 
 def test_a_measured_model_is_found_again_and_scores_as_it_did(pair):
