@@ -46,7 +46,8 @@ test: $(STAMP)  ## run the tests, and every notebook against its committed outpu
 # installed: pip install -e ".[bench]".
 bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchmarks/results/
 	@mkdir -p benchmarks/results
-	$(BIN)/python benchmarks/networks.py benchmarks/results/networks.csv
+	$(BIN)/python benchmarks/networks.py benchmarks/results/aggregators.csv --part aggregators
+	$(BIN)/python benchmarks/networks.py benchmarks/results/networks.csv --part networks
 	$(BIN)/python benchmarks/videos.py benchmarks/results/videos.csv
 	$(BIN)/python benchmarks/data_path.py benchmarks/results/data_path.csv
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/training.py benchmarks/results/training.csv
