@@ -115,7 +115,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool,
     ):
-        videos = write_videos(Path(folder), max(AXES["videos scored"][1]))
+        # In a process too: one that is started begins with the peak of the one that starts it.
+        videos = pool.submit(write_videos, Path(folder), max(AXES["videos scored"][1])).result()
         for axis, (changed, values) in AXES.items():
             for value in values:
                 seconds, memory = pool.submit(measure, changed, value, videos).result()
