@@ -27,16 +27,25 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     table = table[table["kit / who"].notna()].assign(relative=lambda t: 1 / t["kit / who"])
     table["row"] = table["part"] + ": " + table["contest"]
+    table = table[table.groupby("row")["who"].transform("nunique") > 1]
     rows = list(table.sort_values("part", key=lambda s: s.map(PARTS.index), kind="stable")["row"].unique())[::-1]
-    figure, panel = plt.subplots(figsize=(11, 1.5 + 0.3 * len(rows)), layout="constrained")
+    figure, panel = plt.subplots(figsize=(12, 1.5 + 0.26 * len(rows)), layout="constrained")
     others = [who for who in table["who"].unique() if who not in COLOURS]
     palette = plt.get_cmap("tab20")
     for number, who in enumerate([KIT, LIMIT, *others]):
         found = table[table["who"] == who]
         colour, marker = COLOURS.get(who, palette(number % 20)), "s" if who == KIT else "|" if who == LIMIT else "o"
-        panel.scatter(found["relative"], found["row"].map(rows.index), color=colour, marker=marker, s=45, label=who)
+        panel.scatter(
+            found["relative"], found["row"].map(rows.index), color=colour, marker=marker, s=45, label=who, zorder=3
+        )
+    panel.set_ylim(-0.7, len(rows) - 0.3)
     panel.axvline(1, color=COLOURS[KIT], linewidth=0.8)
-    panel.set(xscale="log", yticks=range(len(rows)), yticklabels=rows, xlabel="speed over the kit's (left: slower)")
+    panel.set(
+        xscale="log",
+        yticks=range(len(rows)),
+        yticklabels=rows,
+        xlabel="speed over the kit's (left: slower); of networks and aggregators in GMAC/s, each by its own MACs",
+    )
     panel.set_xticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
     panel.minorticks_off()
     panel.tick_params(axis="y", labelsize=7)
