@@ -58,7 +58,7 @@ class Aggregator(nn.Module):
         if len(features):
             projected = self.project(features.flatten(0, 1))
             joined = self.joined()
-            for step in zip(*(part.unflatten(0, (len(features), -1)).unbind(0) for part in projected), strict=True):
+            for step in zip(*(part.unflatten(0, features.shape[:2]).unbind(0) for part in projected), strict=True):
                 state = self.advance(step, state, joined)
         return state
 
@@ -216,7 +216,8 @@ class FASTGRU(Aggregator):
         rows = _rows(features)
         gates = F.linear(rows, *_side_by_side(self.U_rx, self.U_zx))
         candidate = F.linear(rows, self.V_x.weight.flatten(1), self.V_x.bias)
-        return gates.unflatten(0, (len(features), -1)), candidate.unflatten(0, (len(features), -1))
+        size = (len(features), features.shape[2:].numel())
+        return gates.unflatten(0, size), candidate.unflatten(0, size)
 
     def joined(self) -> tuple[torch.Tensor, ...]:
         return _side_by_side(self.U_ro, self.U_zo)[:1]
@@ -230,7 +231,7 @@ class FASTGRU(Aggregator):
         r, z = (torch.sigmoid(F.linear(x, W.weight.flatten(1), W.bias)) for x, W in ((r, self.W_r), (z, self.W_z)))
         candidate = torch.tanh(torch.addmm(candidate, r * before, self.V_o.weight.flatten(1).t()))
         after = update_state(before, z, candidate)
-        return after.view(len(state), *state.shape[2:], -1).movedim(-1, 1)
+        return after.view(len(state), *state.shape[2:], self.channels).movedim(-1, 1)
 
 
 AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": GRU, "fast_gru": FASTGRU}

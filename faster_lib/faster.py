@@ -156,7 +156,7 @@ class Faster(nn.Module):
             places = [t for t, other in enumerate(schedule) if other == is_expensive]
             chosen = clips if len(places) == len(schedule) else clips[:, places]
             found = self._look(chosen.flatten(0, 1), is_expensive)
-            maps |= zip(places, found.unflatten(0, (len(clips), -1)).unbind(1), strict=True)
+            maps |= zip(places, found.unflatten(0, (len(clips), len(places))).unbind(1), strict=True)
         return self._arrange([maps[t] for t in range(len(schedule))], self._feature_size(clips))
 
     def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:

@@ -131,6 +131,15 @@ def test_one_clip_alone_is_read_as_its_own_pooled_feature(name):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
+def test_no_videos_give_no_states_and_gradients_of_zero_as_a_process_without_a_share_of_a_batch_needs(name):
+    aggregator = make(name)
+    read = aggregator.read(aggregator.run(torch.empty(3, 0, CHANNELS, 2, 2, 2, dtype=torch.float64)))
+    assert read.shape == (0, CHANNELS)
+    read.sum().backward()
+    assert all(not p.grad.any() for p in aggregator.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
 def test_the_first_clip_still_matters_at_the_end_and_so_does_the_order(name):
     aggregator, features = make(name), clips(4)
     last = aggregator.read(run(aggregator, features))

@@ -72,5 +72,5 @@ def test_papermill_lists_each_parameter_with_type_and_help(notebook):
     names = [line.split(":")[0] for line in source.splitlines()]
     assert list(listed) == names
     for parameter in listed.values():
-        assert parameter["inferred_type_name"] in ("str", "int", "float", "list"), parameter
+        assert parameter["inferred_type_name"] in ("str", "int", "float", "bool", "list"), parameter
         assert len(parameter["help"].split()) >= 4, parameter
