@@ -105,7 +105,7 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "view_seed": profile.backbone_training.seed,
         "seed": seed,
         "test": what_videos_depend_on(profile, split, runs=pair.runs),
-        **({"compiled": True} if profile.loading.compiled else {}),
+        **profile.loading.numerics,
     }
     if learns and pair.pretrained is not None:
         depends["pretrained"] = _pretrained_entry(pair, aggregator, schedule, seed).key

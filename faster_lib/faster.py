@@ -154,7 +154,7 @@ class Faster(nn.Module):
         maps = {}
         for is_expensive in sorted(set(schedule)):
             places = [t for t, other in enumerate(schedule) if other == is_expensive]
-            chosen = clips if len(places) == len(schedule) else clips[:, places]
+            chosen = clips if len(places) == len(schedule) else _take(clips, places)
             found = self._look(chosen.flatten(0, 1), is_expensive)
             maps |= zip(places, found.unflatten(0, (len(clips), len(places))).unbind(1), strict=True)
         return self._arrange([maps[t] for t in range(len(schedule))], self._feature_size(clips))
@@ -219,6 +219,11 @@ def build_projection(cheap_channels: int, channels: int) -> Pointwise | None:
     projection = Pointwise(cheap_channels, channels)
     nn.init.normal_(projection.weight, std=cheap_channels**-0.5)
     return projection
+
+
+def _take(clips: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Copy some clips of (B, N, 3, L, H, W), with the colours last in memory if they are so."""
+    return clips.movedim(2, -1)[:, places].movedim(-1, 2)
 
 
 def _check_whole(name: str, value: Any, *, least: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from accelerate.utils import gather_object
 
 from faster_lib.backbones import Backbone, fold_batch_norm
-from faster_lib.data.datasets import VideoClips, decode
+from faster_lib.data.datasets import VideoClips
+from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.feature_store import Maps, Request, scale_of
 from faster_lib.inference import PreparedBackbone, prepare_for_inference
@@ -72,7 +73,7 @@ def square_sum(features: torch.Tensor) -> torch.Tensor:
 
 
 def decoders(profile: Profile, device: torch.device) -> int:
-    """Give how many processes decode for one that computes: those of the profile beside a GPU, none on a CPU."""
+    """Give how many threads decode for one that computes: those of the profile beside a GPU, none on a CPU."""
     return profile.loading.workers if device.type == "cuda" else 0
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from faster_lib.backbones import Backbone
-from faster_lib.data.datasets import VideoClips, decode
+from faster_lib.data.datasets import VideoClips
+from faster_lib.data.loading import decode
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import RECIPE_TRANSFORM
@@ -65,7 +66,7 @@ def features_entry(
         "decoder": DECODER,
         "transform": RECIPE_TRANSFORM,
         "mixed_precision": profile.engine.mixed_precision,
-        **({"compiled": True} if profile.loading.compiled else {}),
+        **profile.loading.numerics,
         **what_videos_depend_on(profile, split, runs=runs),
     }
     name = backbone.name.replace("/", "-")

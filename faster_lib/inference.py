@@ -12,7 +12,8 @@ from torch import nn
 from faster_lib.aggregators import Aggregator
 from faster_lib.backbones import Backbone, fold_batch_norm
 from faster_lib.clips import check_clips
-from faster_lib.data.datasets import VideoClips, decode
+from faster_lib.data.datasets import VideoClips, stack_clips
+from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster
 from faster_lib.torchvision_backbones import TorchvisionBackbone
@@ -196,12 +197,12 @@ def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[in
 def score_videos(
     model: Faster, clips: VideoClips, *, batch_videos: int = 1, workers: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode videos and score them, decoding ahead in processes of its own while the networks compute.
+    """Decode videos and score them, decoding ahead in threads of its own while the networks compute.
 
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
     Args:
         model: plain or prepared, on the device that is to compute.
-        workers: processes that decode; with 0 this one does, between the batches.
+        workers: threads that decode; with 0 the one that computes does, between the batches.
     """
     device = model.feature_scales.device
     views, targets = [], []
@@ -210,6 +211,6 @@ def score_videos(
         targets.append(target)
         if len(views) == batch_videos or number == len(clips):
             with torch.inference_mode():
-                scores = model(normalise(torch.stack(views).to(device))).softmax(-1)
+                scores = model(normalise(stack_clips(views).to(device))).softmax(-1)
             yield scores.cpu(), torch.tensor(targets)
             views, targets = [], []

@@ -5,11 +5,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
 REPLACED = "A worker stopped while some jobs were given to the executor"
+
+
+def count_cores() -> int:
+    """Give how many cores this process may use, by its affinity and its container's limits too."""
+    return cpu_count()
 
 
 def run_all(

@@ -182,6 +182,11 @@ class Loading(Section):
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
 
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """Give what changes the last digits of features, for the hashes of what is made from them."""
+        return {"compiled": True} if self.compiled else {}
+
 
 class Profile(Section):
     """One scale of the whole kit."""

@@ -4,20 +4,19 @@ import argparse
 import copy
 import hashlib
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import nn
-from torch.utils.data import DataLoader
 
 from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
 from faster_lib.checkpoints import is_weight_file
 from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, collate
 from faster_lib.data.layouts import folder_of
+from faster_lib.data.loading import load_ahead
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
@@ -26,6 +25,7 @@ from faster_lib.evaluation import measure_all
 from faster_lib.faster import Schedule
 from faster_lib.feature_maps import limited_threads
 from faster_lib.features import FeaturePair, TrainedBackbone
+from faster_lib.jobs import count_cores
 from faster_lib.optimisation import seeded, what_training_depends_on
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
@@ -157,8 +157,9 @@ def _fit_backbone(
         curves=curves_of(entry.path),
     )
     learner = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
-    # On a CPU the threads wait for each other, and all of them for a core that a loading process has.
-    with limited_threads(os.cpu_count() - profile.loading.workers) as threads:
+    # On a CPU the threads wait for each other, and all of them for a core that a loading thread has.
+    taken = profile.loading.workers if find_ranks().device.type == "cpu" else 0
+    with limited_threads(count_cores() - taken) as threads:
         measures = fit(learner, task)
     network.load_state_dict(learner.state_dict())
     return {**measures, "threads": threads, "videos": videos.census}
@@ -184,7 +185,7 @@ def check_skipped(
 
 def _load_batches(
     videos: VideoList, profile: Profile, clip_frames: int, first: int, mine: Sequence[int], parts: int
-) -> DataLoader:
+) -> Iterator[Batch]:
     settings = profile.backbone_training
     clips = RandomClips(
         videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
@@ -198,13 +199,12 @@ def _load_batches(
         mine=mine,
         parts=parts,
     )
-    return DataLoader(
-        clips,
-        batch_sampler=draws,
-        num_workers=profile.loading.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
+
+    def load(drawn: Sequence[tuple[int, int]]) -> Batch:
+        batch = collate([clips[draw] for draw in drawn])
+        return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
+
+    return load_ahead(load, draws, profile.loading.workers)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
@@ -254,7 +254,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads",
         type=int,
-        help="of PyTorch, at most: loading processes have a core each; the last digits of the weights depend on it",
+        help="of PyTorch, at most: loading threads have a core each; the last digits of the weights depend on it",
     )
     folder = "use this folder in place of runs/, and no shipped network but one to start from"
     parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import sampling
@@ -20,11 +19,9 @@ from faster_lib.data.datasets import (
     generator_for,
     read_annotations,
 )
+from faster_lib.data.loading import decode, load_ahead
 from faster_lib.data.transforms import eval_transform
 from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
-
-# Python 3.12 and newer warn of a fork beside threads, which decord, joblib and tqdm start and the workers never touch.
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def annotate(root, *lines, header="path,label,split"):
@@ -234,18 +231,17 @@ def test_a_video_that_is_not_as_long_as_its_index_says_is_an_error(videos, make_
     assert equal_items(video_clips(indexed, make_data())[2], video_clips(videos, make_data())[2])
 
 
-@forks
 def test_two_workers_load_the_same_as_none(videos, make_data):
     data = make_data(train_short_side_px=(40, 50), crop_px=32, flip=True)
+    random, whole = random_clips(videos, data), video_clips(videos, data, views=2)
 
-    def loaded(num_workers: int) -> list:
+    def loaded(workers: int) -> list:
         draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
-        limits = dict(num_workers=num_workers, timeout=120 if num_workers else 0)
-        batches = list(DataLoader(random_clips(videos, data), batch_sampler=draws, **limits))
-        return batches + list(DataLoader(video_clips(videos, data, views=2), batch_size=2, **limits))
+        batches = load_ahead(lambda drawn: collate([random[draw] for draw in drawn]), draws, workers)
+        return [batch[:2] for batch in batches] + list(decode(whole, range(len(videos)), workers))
 
     alone, together = loaded(0), loaded(2)
-    assert len(alone) == len(together) == 4 + 3
+    assert len(alone) == len(together) == 4 + len(videos)
     assert all(equal_items(a, b) for a, b in zip(alone, together, strict=True))
 
 

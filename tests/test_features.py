@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from faster_lib import evaluation, feature_store, features
 from faster_lib.backbones import build_backbone, fold_batch_norm
-from faster_lib.data.datasets import decode
+from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Schedule
 from faster_lib.feature_maps import compute_features
@@ -125,7 +125,7 @@ def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pai
     assert expensive.shape == (16, 8, 128, 1, 2, 2)
 
 
-def test_processes_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_order(made):
+def test_threads_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_order(made):
     clips, videos = features._clips(SMOKE, NETWORKS[0], "train", 8, made.runs), [5, 0, 19, 7]
     alone, beside = (list(decode(clips, iter(videos), workers)) for workers in (0, 2))
     assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, beside, strict=True))

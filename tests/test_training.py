@@ -259,9 +259,9 @@ def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
 
 
 @pytest.mark.parametrize(("cores", "workers", "used"), [(2, 2, 1), (2, 1, 1), (4, 1, 3), (64, 2, 3), (1, 0, 1)])
-def test_stage_1_leaves_a_core_to_each_loading_process(pair, cores, workers, used, monkeypatch):
+def test_stage_1_leaves_a_core_to_each_loading_thread(pair, cores, workers, used, monkeypatch):
     loading = SMOKE.loading.model_copy(update={"workers": workers})
-    monkeypatch.setattr(training.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(training, "count_cores", lambda: cores)
     monkeypatch.setattr(training, "fit", lambda network, task: {"seen": torch.get_num_threads()})
     with feature_maps.limited_threads(99) as before:
         torch.set_num_threads(3)

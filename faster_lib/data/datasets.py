@@ -1,8 +1,7 @@
 """Annotated videos as PyTorch data sets: random clips for stage 1, all clips of a video for stage 2 and the test."""
 
 import csv
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from faster_lib.data import sampling
 from faster_lib.data.transforms import eval_transform, train_transform
@@ -146,20 +145,12 @@ class RandomClips(Dataset):
                 clips.append(_random_view(frames, self.data, generator))
         except VideoError as error:
             return index, str(error)
-        return _stack(clips) if len(clips) > 1 else clips[0][None], self.videos.targets[index]
+        return stack_clips(clips) if len(clips) > 1 else clips[0][None], self.videos.targets[index]
 
 
-def _stack(clips: Sequence[torch.Tensor], out: torch.Tensor | None = None) -> torch.Tensor:
+def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack clips (..., 3, L, H, W); the colours are last in memory, as in decoded frames and the networks' input."""
-    return torch.stack([clip.movedim(-4, -1) for clip in clips], out=out).movedim(-1, -4)
-
-
-def _empty(*shape: int) -> torch.Tensor:
-    """Allocate bytes, in a loader's worker in memory shared with the process that waits for them."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    memory = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape)
+    return torch.stack([clip.movedim(-4, -1) for clip in clips]).movedim(-1, -4)
 
 
 class Batch(NamedTuple):
@@ -175,9 +166,8 @@ def collate(items: Sequence[tuple]) -> Batch:
     skipped = [item for item in items if isinstance(item[1], str)]
     there = [item for item in items if not isinstance(item[1], str)]
     clips = [clips for clips, _ in there]
-    out = _empty(len(clips), *clips[0].movedim(-4, -1).shape) if clips else None
     targets = torch.tensor([target for _, target in there], dtype=torch.int64)
-    return Batch(_stack(clips, out) if clips else torch.empty(0), targets, skipped)
+    return Batch(stack_clips(clips) if clips else torch.empty(0), targets, skipped)
 
 
 class EpochDraws(Sampler):
@@ -247,7 +237,8 @@ class VideoClips(Dataset):
         ]
         needed = sorted({i for view in wanted for i in view})
         step = _STEP_FRAMES if video.is_seekable else len(needed)
-        views = _empty(len(wanted), self.num_clips * self.clip_frames, *[self.data.crop_px] * 2, 3)
+        size = (len(wanted), self.num_clips * self.clip_frames, *[self.data.crop_px] * 2, 3)
+        views = torch.empty(size, dtype=torch.uint8)
         for first in range(0, len(needed), step):
             numbers = needed[first : first + step]
             frames = video.read(numbers)
@@ -300,12 +291,3 @@ def _random_view(frames: torch.Tensor, data: Data, generator: torch.Generator) -
         is_flip_allowed=data.flip,
         generator=generator,
     )
-
-
-def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decode all clips of some videos, one after the other, ahead in so many processes; with 0, in this one.
-
-    Shape: -> (views, N, 3, L, crop, crop) uint8, target
-    """
-    generator = torch.Generator()  # of its own, so that the global one stays as it is
-    return iter(DataLoader(clips, sampler=videos, batch_size=None, num_workers=workers, generator=generator))
