@@ -14,6 +14,7 @@ from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.feature_store import Maps, Request, scale_of
 from faster_lib.inference import PreparedBackbone, prepare_for_inference
+from faster_lib.memory import keep_freed_memory
 from faster_lib.profiles import Profile
 from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.store import Entry
@@ -89,6 +90,7 @@ class LiveFeatures:
     """
 
     def __init__(self, networks: Sequence[Backbone], clips: VideoClips, profile: Profile, entry: Entry):
+        keep_freed_memory()
         self.clips, self.profile, self.entry = clips, profile, entry
         self.targets = torch.tensor(clips.videos.targets)
         self.num_views, self.num_clips = max(clips.views, 1), clips.num_clips

@@ -33,6 +33,7 @@ from faster_lib.feature_store import (
     write_shard,
 )
 from faster_lib.jobs import run_all
+from faster_lib.memory import keep_freed_memory
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.ranks import complete_together, find_ranks, tell_all
@@ -206,6 +207,7 @@ def _size(parts: Sequence[tuple], place: int, clips: VideoClips, missing: dict[r
 
 def _write_shards(wanted: Sequence[tuple[Backbone, Path]], clips: VideoClips, videos: range, profile: Profile) -> None:
     device = next(wanted[0][0].parameters()).device
+    keep_freed_memory()
     with one_thread():
         features, targets = [[] for _ in wanted], []
         for views, target in decode(clips, videos, decoders(profile, device)):

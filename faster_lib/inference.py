@@ -16,6 +16,7 @@ from faster_lib.data.datasets import VideoClips, stack_clips
 from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster
+from faster_lib.memory import keep_freed_memory
 from faster_lib.torchvision_backbones import TorchvisionBackbone
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def prepare_for_inference(
     Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled by
     torch.compile at their first call with each form of input, which takes seconds; on a CPU with frozen weights, which
     brings them into the layout of its kernels. Outputs are float32, within `TOLERANCE` of the plain model's.
+    From then on this process keeps the memory that it frees (`keep_freed_memory`).
     Where nothing can be compiled, as without a C++ compiler, a warning says so and the rest still holds.
 
     Args:
@@ -50,6 +52,7 @@ def prepare_for_inference(
     """
     if dtype not in TOLERANCE:
         raise ValueError(f"dtype is {dtype}; it must be torch.float32 or torch.bfloat16")
+    keep_freed_memory()
     model = copy.deepcopy(model).eval().requires_grad_(False)
     return _prepare(model, dtype, is_compiled).to(device)
 

@@ -26,6 +26,7 @@ from faster_lib.faster import Schedule
 from faster_lib.feature_maps import limited_threads
 from faster_lib.features import FeaturePair, TrainedBackbone
 from faster_lib.jobs import count_cores
+from faster_lib.memory import keep_freed_memory
 from faster_lib.optimisation import seeded, what_training_depends_on
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
@@ -157,6 +158,7 @@ def _fit_backbone(
         curves=curves_of(entry.path),
     )
     learner = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
+    keep_freed_memory()
     # On a CPU the threads wait for each other, and all of them for a core that a loading thread has.
     taken = profile.loading.workers if find_ranks().device.type == "cpu" else 0
     with limited_threads(count_cores() - taken) as threads:

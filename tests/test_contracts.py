@@ -24,7 +24,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 LAYERS = (
-    ("paths", "paper", "profiles", "store", "jobs"),
+    ("paths", "memory", "paper", "profiles", "store", "jobs"),
     ("data.*", "clips", "checkpoints", "torchvision_backbones", "backbones", "aggregators"),
     (
         "faster",
