@@ -5,7 +5,7 @@
 All read the same H.264 files in the same patterns, with the same random draws: all clips of a video, as for a store of
 features and the test, and one random clip of a video, as in stage 1. Speeds are frames of clips per second. Bare decord
 decodes them and throws them away, so that what the kit's figure lacks of its own is what scaling, cutting and moving
-cost. The start of the processes counts, for both.
+cost. The start of threads and processes counts.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import av
 import decord
 import numpy as np
 import torch
-from side_by_side import KIT, Speed, contend, write_table
-from torch.utils.data import DataLoader
+from side_by_side import KIT, Peer, Speed, contend, write_table
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import sampling
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, collate, decode, generator_for
+from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, collate, generator_for
+from faster_lib.data.loading import decode, load_ahead
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
 from faster_lib.feature_maps import one_thread
@@ -195,19 +195,19 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     draws = EpochDraws(
         number, batch_videos=BATCH_VIDEOS, first=0, iterations=pattern.visits * number // BATCH_VIDEOS, seed=SEED
     )
-    loader = DataLoader(clips, batch_sampler=draws, num_workers=workers, collate_fn=collate)
+    loader = load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, workers)
     return float(sum(batch.clips.shape[:2].numel() * L for batch in loader))
 
 
 def contest(pattern: Pattern, workers: int, *, rounds: int) -> list[Speed]:
     """Time a pattern by so many workers; the others are there once, and read a share of it, since they are slow."""
     contenders: dict[str, Callable[[], float]] = {KIT: partial(by_kit, pattern, workers)}
-    contenders["bare decord"] = lambda: alone(bare, pattern.jobs())
+    contenders["bare decord"] = Peer(lambda: alone(bare, pattern.jobs()))
     if workers == 1:
-        contenders["PyAV"] = lambda: alone(by_pyav, pattern.jobs(share=4))
-        contenders["torchvision-style"] = lambda: alone(by_torchvision, pattern.jobs(share=4))
+        contenders["PyAV"] = Peer(lambda: alone(by_pyav, pattern.jobs(share=4)))
+        contenders["torchvision-style"] = Peer(lambda: alone(by_torchvision, pattern.jobs(share=4)))
     if workers > 1:
-        contenders[f"bare decord, {workers} processes"] = lambda: in_processes(bare, pattern.jobs(), workers)
+        contenders[f"bare decord, {workers} processes"] = Peer(lambda: in_processes(bare, pattern.jobs(), workers))
     name = f"{pattern.name}, {workers} worker{'s' * (workers != 1)}"
     found = contend(PART, name, 0.0, "frames/s", contenders, rounds=rounds)
     kit = next(speed for speed in found if speed.who == KIT)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from side_by_side import KIT, LIMIT, Speed, contend, write_table
+from side_by_side import KIT, LIMIT, Peer, Speed, contend, write_table
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,13 +83,13 @@ def compare_networks(name: str, clip_frames: int, batch: int) -> list[Speed]:
     clips = torch.randn(batch, 3, clip_frames, SIZE_PX, SIZE_PX)
     plain = build_backbone(name, 400).eval()
     gmacs = batch * count_macs(plain, clips[:1]) / 1e9
-    contenders = {KIT: forward(prepare_for_inference(plain), clips, gmacs), PLAIN: forward(plain, clips, gmacs)}
+    contenders = {KIT: forward(prepare_for_inference(plain), clips, gmacs), PLAIN: Peer(forward(plain, clips, gmacs))}
     for peer in PEERS.get(name, ()):
         network = build_peer(peer, clip_frames)
         if network is not None:
             own = batch * count_macs(network, clips[:1]) / 1e9
-            contenders[f"{peer}, eager"] = forward(network, clips, own)
-            contenders[f"{peer}, compiled"] = forward(compiled(network), clips, own)
+            contenders[f"{peer}, eager"] = Peer(forward(network, clips, own))
+            contenders[f"{peer}, compiled"] = Peer(forward(compiled(network), clips, own))
     contenders[LIMIT] = matrix_product()
     contest = f"{name}, L = {clip_frames}, batch {batch}"
     rounds = 5 if gmacs < 100 else 3 if gmacs < 300 else 1
@@ -160,7 +160,8 @@ def compare_aggregators(num_clips: int, batch: int, *, is_training: bool) -> lis
         return call
 
     contest = f"FAST-GRU, N = {num_clips}, batch {batch}, {'training' if is_training else 'forward'}"
-    contenders = {name: timed(name) for name in calls} | {LIMIT: matrix_product()}
+    contenders = {name: timed(name) if name == KIT else Peer(timed(name)) for name in calls}
+    contenders[LIMIT] = matrix_product()
     return contend("aggregators", contest, gmacs, "GMAC/s", contenders, rounds=5)
 
 

@@ -1,14 +1,18 @@
 """What all benchmarks share: contenders timed in turn, and one table of what they gave."""
 
 import csv
+import ctypes
 import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from faster_lib.memory import keep_freed_memory
 from faster_lib.store import circumstances
 
 log = logging.getLogger(__name__)
@@ -29,10 +33,37 @@ class Speed(NamedTuple):
         return statistics.median(self.values)
 
 
+@contextmanager
+def allocator_as_found() -> Iterator[None]:
+    """Let memory come and go as in every process, and not as the kit sets it; afterwards as the kit does."""
+    if keep_freed_memory():  # else it is as it was found
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**25)  # from glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, as far up as glibc
+        libc.mallopt(-1, 2**26)  # moves them by itself
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A call of what one would take in place of the kit."""
+
+    call: Callable[[], object]
+
+    def __call__(self) -> object:
+        with allocator_as_found():
+            return self.call()
+
+
 def contend(
     part: str, contest: str, work: float, unit: str, contenders: Mapping[str, Callable[[], object]], *, rounds: int
 ) -> list[Speed]:
     """Time contenders in turn, round by round, after one call of each that does not count.
+
+    Peers run with the allocator as found. What comes after a peer is called once more before it counts, since it finds
+    the memory given back.
 
     Args:
         work: done by each call, in the unit's numerator, such as GMAC.
@@ -43,8 +74,13 @@ def contend(
         call()
         log.info("%s, %s: %s, first call %.1f s", part, contest, name, time.perf_counter() - start)
     found: dict[str, list[float]] = {name: [] for name in contenders}
+    in_turn, after_peer = sorted(contenders.items(), key=lambda named: isinstance(named[1], Peer)), True
     for _ in range(rounds):
-        for name, call in contenders.items():
+        for name, call in in_turn:
+            is_peer = isinstance(call, Peer)
+            if after_peer and not is_peer:
+                call()
+            after_peer = is_peer
             start = time.perf_counter()
             done = call()
             seconds = time.perf_counter() - start

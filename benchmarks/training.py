@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from networks import PLAIN, matrix_product, plain_fast_gru
-from side_by_side import KIT, LIMIT, Speed, contend, write_table
+from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, write_table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -183,7 +183,8 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
             found.setdefault(f"train {name}, the kit", []).append(ours)
             found.setdefault(f"train {name}, share of waiting for data", []).append(waited)
             for workers in (0, 2):
-                speed = plain_training(profile, videos, name, iterations, workers)
+                with allocator_as_found():
+                    speed = plain_training(profile, videos, name, iterations, workers)
                 found.setdefault(f"train {name}, plain loop, {workers} workers", []).append(speed)
         runs = folder / f"extract_{number}"
         runs.mkdir()
@@ -192,7 +193,8 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
         for workers in (0, 2):
             plain = [each.network for each in networks]
             clips = FeaturePair(profile, *networks).num_clips
-            speed = plain_extraction(profile, test, plain, workers, clips)
+            with allocator_as_found():
+                speed = plain_extraction(profile, test, plain, workers, clips)
             found.setdefault(f"extract both, plain loop, {workers} workers", []).append(speed)
     for train in (64, 640):
         for kind, peak in peaks(train, folder).items():
@@ -202,11 +204,11 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     return found
 
 
-def stage_1_step(name: str, width: float, size_px: int, batch: int) -> list[Speed]:
+def stage_1_step(name: str, clip_frames: int, batch: int) -> list[Speed]:
     """Time both passes of a step on clips that are there, laid out as the engine lays them out, and plainly."""
-    plain = build_backbone(name, 400, width).train()
+    plain = build_backbone(name, 400).train()
     kit = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
-    clips, targets = torch.randn(batch, 3, 8, size_px, size_px), torch.arange(batch)
+    clips, targets = torch.randn(batch, 3, clip_frames, 224, 224), torch.arange(batch)
     gmacs = 3 * batch * count_macs(plain, clips[:1]) / 1e9
     ours = clips.contiguous(memory_format=torch.channels_last_3d)
 
@@ -214,8 +216,8 @@ def stage_1_step(name: str, width: float, size_px: int, batch: int) -> list[Spee
         network.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(network(x), targets).backward()
 
-    calls = {KIT: lambda: step(kit, ours), PLAIN: lambda: step(plain, clips), LIMIT: matrix_product()}
-    contest = f"step of stage 1, {name}, width {width:g}, {batch} clips of 8 x {size_px} px"
+    calls = {KIT: lambda: step(kit, ours), PLAIN: Peer(lambda: step(plain, clips)), LIMIT: matrix_product()}
+    contest = f"step of stage 1, {name}, {batch} clip{'s' * (batch != 1)} of {clip_frames} x 224 px"
     return contend("training", contest, gmacs, "GMAC/s", calls, rounds=3)
 
 
@@ -235,7 +237,7 @@ def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batc
         model.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(scores(), targets).backward()
 
-    calls = {KIT: lambda: step(lambda: model.from_features(*maps)), "plain convolutions": lambda: step(plain)}
+    calls = {KIT: lambda: step(lambda: model.from_features(*maps)), "plain convolutions": Peer(lambda: step(plain))}
     contest = f"step of stage 2, FAST-GRU, {channels} channels, N = {num_clips}, {batch} videos"
     return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=5)
 
@@ -250,7 +252,7 @@ def extraction(num_clips: int) -> list[Speed]:
         for who, is_compiled in ((KIT, True), ("the kit, loading.compiled: false", False))
     }
     calls = {who: lambda networks=networks: compute_features(networks, views, "no") for who, networks in frozen.items()}
-    calls[PLAIN] = lambda: [network.features(normalise(views[0])) for network in plain]
+    calls[PLAIN] = Peer(lambda: [network.features(normalise(views[0])) for network in plain])
     gmacs = num_clips * sum(count_macs(network, torch.randn(1, 3, 8, 224, 224)) for network in plain) / 1e9
     contest = f"extraction of {num_clips} clips of 8 x 224 px by both networks"
     return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=3)
@@ -271,7 +273,7 @@ def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
 def contests(iterations: int, rounds: int, *, steps_only: bool) -> Iterator[list[Speed]]:
     """Run all, one after the other."""
     yield extraction(num_clips=8)
-    for form in (("r2plus1d_50", 1.0, 224, 2), ("r2d_26", 1.0, 224, 8)):
+    for form in (("r2plus1d_50", 8, 2), ("r2plus1d_50", 32, 1), ("r2d_26", 8, 8), ("r2d_26", 32, 2)):
         yield stage_1_step(*form)
     for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):
         yield stage_2_step(*form)

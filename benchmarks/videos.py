@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from networks import PLAIN
-from side_by_side import KIT, Speed, contend, write_table
+from side_by_side import KIT, Peer, Speed, contend, write_table
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
@@ -64,7 +64,7 @@ def compare_patterns(videos: VideoList, clip_frames: int, rounds: int) -> list[S
         calls[f"{pattern}: {KIT}"] = lambda model=prepared: score_all(model, clips, 1)
         if pattern != "1:3":
             eager = Faster(*parts, plain, schedule, CLASSES).eval()
-            calls[f"{pattern}: {PLAIN}"] = lambda model=eager: score_all(model, clips, 0)
+            calls[f"{pattern}: {PLAIN}"] = Peer(lambda model=eager: score_all(model, clips, 0))
         names = {"expensive": "r2plus1d_50", "cheap": "r2d_26", "aggregator": name}
         costs[pattern] = video_gmacs(**names, schedule=schedule, L=clip_frames)
     contest = f"file to score, L = {clip_frames}, N = {num_clips}"
