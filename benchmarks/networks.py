@@ -77,6 +77,11 @@ def forward(network: Callable, clips: torch.Tensor, gmacs: float) -> Callable[[]
     return call
 
 
+def rounds_for(gmacs: float) -> int:
+    """Give how often calls of so many GMAC are timed."""
+    return 5 if gmacs < 100 else 3 if gmacs < 300 else 1
+
+
 def compare_networks(name: str, clip_frames: int, batch: int) -> list[Speed]:
     """Time one network and its peers on the same clips."""
     torch.compiler.reset()  # else what was compiled in other contests counts towards a limit, past which nothing is
@@ -92,8 +97,7 @@ def compare_networks(name: str, clip_frames: int, batch: int) -> list[Speed]:
             contenders[f"{peer}, compiled"] = Peer(forward(compiled(network), clips, own))
     contenders[LIMIT] = matrix_product()
     contest = f"{name}, L = {clip_frames}, batch {batch}"
-    rounds = 5 if gmacs < 100 else 3 if gmacs < 300 else 1
-    return contend("networks", contest, gmacs, "GMAC/s", contenders, rounds=rounds)
+    return contend("networks", contest, gmacs, "GMAC/s", contenders, rounds=rounds_for(gmacs))
 
 
 class ConvGRU(nn.Module):
@@ -162,7 +166,7 @@ def compare_aggregators(num_clips: int, batch: int, *, is_training: bool) -> lis
     contest = f"FAST-GRU, N = {num_clips}, batch {batch}, {'training' if is_training else 'forward'}"
     contenders = {name: timed(name) if name == KIT else Peer(timed(name)) for name in calls}
     contenders[LIMIT] = matrix_product()
-    return contend("aggregators", contest, gmacs, "GMAC/s", contenders, rounds=5)
+    return contend("aggregators", contest, gmacs, "GMAC/s", contenders, rounds=rounds_for(gmacs))
 
 
 def contests(parts: list[str], lengths: list[int], batches: list[int]) -> Iterator[list[Speed]]:

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from faster_lib.checkpoints import fit_weights, is_weight_file, read_weights
 from faster_lib.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, check_clips
+from faster_lib.data.transforms import as_input
 from faster_lib.torchvision_backbones import (
     PREFIX,
     TORCHVISION,
@@ -122,10 +123,10 @@ class Backbone(nn.Module):
     def features(self, clips: torch.Tensor) -> torch.Tensor:
         """Compute the feature map x_t of the last convolutional layer.
 
-        Shape: (B, 3, L, H, W) -> (B, channels, L/8, H/32, W/32), the sizes of space rounded up
+        Shape: (B, 3, L, H, W), normalised or uint8 -> (B, channels, L/8, H/32, W/32), the sizes of space rounded up
         """
         check_clips(clips)
-        return self.stages(self.pool(self.stem(clips)))
+        return self.stages(self.pool(self.stem(as_input(clips))))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Give the feature map's (l, h, w) for clips of (L, H, W)."""

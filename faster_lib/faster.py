@@ -71,7 +71,7 @@ class Faster(nn.Module):
     brought to its l x h x w by adaptive average pooling, which repeats where the map is coarser, and to its channels by
     a learned 1x1x1 convolution, `projection`, both after the scale. That is ours; the paper's maps agree.
 
-    Shape: (B, N, 3, L, H, W) -> (B, num_classes) logits; N at most the schedule's length
+    Shape: (B, N, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; N at most the schedule's length
     Args:
         num_classes: of the classifier over the aggregated features. Averaging uses the networks' own classifiers.
         feature_scales: by which the features of (expensive, cheap) are multiplied before they are aggregated. Ours:

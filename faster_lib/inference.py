@@ -14,7 +14,7 @@ from faster_lib.backbones import Backbone, fold_batch_norm
 from faster_lib.clips import check_clips
 from faster_lib.data.datasets import VideoClips, stack_clips
 from faster_lib.data.loading import decode
-from faster_lib.data.transforms import normalise
+from faster_lib.data.transforms import as_input
 from faster_lib.faster import Faster
 from faster_lib.memory import keep_freed_memory
 from faster_lib.torchvision_backbones import TorchvisionBackbone
@@ -76,7 +76,7 @@ class PreparedBackbone(nn.Module):
 
     Many clips are computed in a few calls of fixed sizes, each of which is compiled once.
 
-    Shape: (B, 3, L, H, W) float -> (B, num_classes) logits
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits
     Source: ours; the paper measures plain networks.
     """
 
@@ -98,9 +98,11 @@ class PreparedBackbone(nn.Module):
         with _without_gradients():
             sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
             parts = clips.split(sizes) if sizes else [clips]
-            form = {"dtype": self.dtype, "memory_format": torch.channels_last_3d}
-            maps = [self._features(part.to(**form).contiguous(memory_format=form["memory_format"])) for part in parts]
-            return torch.cat(maps).float()
+            return torch.cat([self._features(self._lay_out(part)) for part in parts]).float()
+
+    def _lay_out(self, clips: torch.Tensor) -> torch.Tensor:
+        """Bring a part of the clips, which fits the cache, into the form that the compiled network takes."""
+        return as_input(clips).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Give the feature map's (l, h, w) for clips of (L, H, W)."""
@@ -214,6 +216,6 @@ def score_videos(
         targets.append(target)
         if len(views) == batch_videos or number == len(clips):
             with torch.inference_mode():
-                scores = model(normalise(stack_clips(views).to(device))).softmax(-1)
+                scores = model(stack_clips(views).to(device)).softmax(-1)
             yield scores.cpu(), torch.tensor(targets)
             views, targets = [], []

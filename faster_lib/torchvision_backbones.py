@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from faster_lib.clips import check_clips
-from faster_lib.data.transforms import PIXEL_MEAN, PIXEL_STD
+from faster_lib.data.transforms import PIXEL_MEAN, PIXEL_STD, as_input
 
 PREFIX = "torchvision/"
 
@@ -75,7 +75,7 @@ class TorchvisionBackbone(nn.Module):
     def features(self, clips: torch.Tensor) -> torch.Tensor:
         """Compute the feature map x_t, the last before global pooling.
 
-        Shape: (B, 3, L, H, W) -> (B, channels, l, h, w), as `feature_size` says
+        Shape: (B, 3, L, H, W), normalised or uint8 -> (B, channels, l, h, w), as `feature_size` says
         """
         check_clips(clips)
         if clips.shape[2] < self.least_frames:
@@ -83,7 +83,7 @@ class TorchvisionBackbone(nn.Module):
                 f"L is {int(clips.shape[2])}; {PREFIX}{self.name} takes a multiple of 8 of at least "
                 f"{self.least_frames} frames per clip"
             )
-        return self.trunk(self._resize(clips))
+        return self.trunk(self._resize(as_input(clips)))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Give the feature map's (l, h, w) for clips of (L, H, W); H and W do not matter."""

@@ -74,6 +74,19 @@ def test_a_prepared_model_gives_the_scores_of_the_plain_one_for_whole_videos_and
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_clips_of_bytes_are_normalised_on_the_way_into_each_network(is_prepared):
+    plain = model("fast_gru")
+    found = prepare_for_inference(plain, is_compiled=False) if is_prepared else plain
+    frames = torch.randint(256, (2, 4, 8, 33, 41, 3), dtype=torch.uint8)  # as decoded, colours last
+    clips = frames.movedim(-1, 2)
+    exact = plain.double()(normalise(clips).double())
+    assert distance(found.float()(clips), exact) < TOLERANCE[torch.float32]
+    other = build_backbone("torchvision/mc3_18", 16).eval()
+    assert torch.equal(other.features(clips[:, 0]), other.features(normalise(clips[:, 0])))
+
+
+@torch.no_grad()
 def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(caplog):
     plain, clips = model("fast_gru"), torch.randn(2, 4, 3, 8, 33, 41)
     prepared = pickle.loads(pickle.dumps(prepare_for_inference(plain)))

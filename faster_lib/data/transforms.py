@@ -67,3 +67,8 @@ def normalise(clips: torch.Tensor) -> torch.Tensor:
     """
     mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     return torch.sub(clips, mean).div_(std)
+
+
+def as_input(clips: torch.Tensor) -> torch.Tensor:
+    """Normalise clips of bytes; floats are taken to be so already."""
+    return normalise(clips) if clips.dtype == torch.uint8 else clips
