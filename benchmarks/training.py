@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from data_path import DATA, write_files
 from networks import PLAIN, matrix_product, plain_fast_gru
 from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, write_table
 from torch import nn
@@ -27,12 +28,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
+from faster_lib.data.datasets import EpochDraws, RandomClips, collate
+from faster_lib.data.loading import load_ahead
 from faster_lib.data.sources import load_videos
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
-from faster_lib.feature_maps import compute_features, freeze
+from faster_lib.feature_maps import compute_features, freeze, limited_threads
 from faster_lib.features import FeaturePair
 from faster_lib.flops import count_macs, step_macs
+from faster_lib.jobs import count_cores
 from faster_lib.profiles import load_profile
 from faster_lib.training import count_batch_videos, train_backbone
 
@@ -221,6 +225,30 @@ def stage_1_step(name: str, clip_frames: int, batch: int) -> list[Speed]:
     return contend("training", contest, gmacs, "GMAC/s", calls, rounds=3)
 
 
+def waiting(folder: Path, name: str, clip_frames: int, batch: int, steps: int) -> Speed:
+    """Train on random clips of 224 px out of H.264 files, loaded by one thread; give the share of the time waited.
+
+    The first batch, for which everything waits, does not count.
+    """
+    clips = RandomClips(write_files(folder), DATA, clip_frames=clip_frames, clips_per_video=1, seed=0)
+    draws = EpochDraws(len(clips.videos), batch_videos=batch, first=0, iterations=steps + 1, seed=0)
+    batches = load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, 1)
+    network = build_backbone(name, 400).train().to(memory_format=torch.channels_last_3d)
+    next(batches)
+    waited, start = 0.0, time.perf_counter()
+    with limited_threads(count_cores() - 1):
+        for _ in range(steps):
+            asked = time.perf_counter()
+            loaded = next(batches)
+            waited += time.perf_counter() - asked
+            network.zero_grad(set_to_none=True)
+            scores = network(normalise(loaded.clips.flatten(0, 1)))
+            nn.functional.cross_entropy(scores, loaded.targets).backward()
+    share = waited / (time.perf_counter() - start)
+    contest = f"stage 1 from files, {name}, {batch} clips of {clip_frames} x 224 px: share of waiting for data"
+    return Speed("training", contest, KIT, "of the time", (share,))
+
+
 def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batch: int) -> list[Speed]:
     """Time both passes of FAST-GRU and a classifier on stored maps, by the kit and as the equations are written."""
     networks = [build_backbone(name, 16, channels / 2048) for name in NETWORKS]
@@ -275,6 +303,8 @@ def contests(iterations: int, rounds: int, *, steps_only: bool) -> Iterator[list
     yield extraction(num_clips=8)
     for form in (("r2plus1d_50", 8, 2), ("r2plus1d_50", 32, 1), ("r2d_26", 8, 8), ("r2d_26", 32, 2)):
         yield stage_1_step(*form)
+    with tempfile.TemporaryDirectory() as folder:
+        yield [waiting(Path(folder), *form) for form in (("r2plus1d_50", 8, 2, 8), ("r2d_26", 8, 8, 16))]
     for form in ((256, (2, 2, 2), 16, 32), (256, (1, 2, 2), 32, 32), (2048, (4, 7, 7), 8, 1)):
         yield stage_2_step(*form)
     if not steps_only:
