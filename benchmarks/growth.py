@@ -8,7 +8,6 @@ those of a least-squares line through the points on log-log axes. 1 is linear.
 
 import argparse
 import csv
-import json
 import logging
 import multiprocessing
 import resource
@@ -20,6 +19,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from side_by_side import write_circumstances
 from videos import write_videos
 
 from faster_lib.aggregators import build_aggregator
@@ -28,7 +28,6 @@ from faster_lib.data.datasets import VideoClips, VideoList
 from faster_lib.faster import Faster, Schedule
 from faster_lib.inference import prepare_for_inference, score_videos
 from faster_lib.profiles import load_profile
-from faster_lib.store import circumstances
 
 matplotlib.use("agg")
 log = logging.getLogger(__name__)
@@ -123,9 +122,8 @@ def main() -> None:
                 shown = value**2 if changed == "side" else value
                 points.setdefault(axis, []).append((shown, seconds, max(memory, 1.0)))
                 log.info("%-20s %6d  %8.4f s  %8.1f MiB", axis, shown, seconds, memory)
-    about = circumstances()
     with given.out.open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# device: {json.dumps(about['device'])}\n# versions: {json.dumps(about['versions'])}\n")
+        write_circumstances(file)
         writer = csv.writer(file)
         writer.writerow(["axis", "value", "seconds", "MiB added", "slope of time", "slope of memory"])
         for axis, found in points.items():

@@ -4,13 +4,16 @@ import csv
 import ctypes
 import json
 import logging
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
+
+import torch
 
 from faster_lib.memory import keep_freed_memory
 from faster_lib.store import circumstances
@@ -88,11 +91,25 @@ def contend(
     return [Speed(part, contest, name, unit, tuple(values)) for name, values in found.items()]
 
 
+def _processor() -> str:
+    """Give the processor's name, where Linux or the platform tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def write_circumstances(file: TextIO) -> None:
+    """Write on what the numbers that follow were measured, as comments of a CSV file."""
+    about = circumstances()
+    about["processor"] = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    file.writelines(f"# {key}: {json.dumps(about[key])}\n" for key in ("device", "processor", "commit", "versions"))
+
+
 def write_table(path: Path, contests: Iterable[Sequence[Speed]]) -> None:
     """Write contest after contest as they end, each speed beside the kit's in the same contest, and log them."""
-    about = circumstances()
     with path.open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# device: {json.dumps(about['device'])}\n# versions: {json.dumps(about['versions'])}\n")
+        write_circumstances(file)
         writer = csv.writer(file)
         writer.writerow(["part", "contest", "who", "median", "least", "most", "unit", "rounds", "kit / who"])
         for speeds in contests:
