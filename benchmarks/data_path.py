@@ -25,8 +25,8 @@ from side_by_side import KIT, Peer, Speed, contend, write_table
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import sampling
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, collate, generator_for
-from faster_lib.data.loading import decode, load_ahead
+from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, generator_for
+from faster_lib.data.loading import decode, load_batches
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
 from faster_lib.feature_maps import one_thread
@@ -195,7 +195,7 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     draws = EpochDraws(
         number, batch_videos=BATCH_VIDEOS, first=0, iterations=pattern.visits * number // BATCH_VIDEOS, seed=SEED
     )
-    loader = load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, workers)
+    loader = load_batches(clips, draws, workers)
     return float(sum(batch.clips.shape[:2].numel() * L for batch in loader))
 
 

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from faster_lib.aggregators import build_aggregator
 from faster_lib.backbones import build_backbone
-from faster_lib.data.datasets import EpochDraws, RandomClips, collate
-from faster_lib.data.loading import load_ahead
+from faster_lib.data.datasets import EpochDraws, RandomClips
+from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos
 from faster_lib.data.transforms import normalise
 from faster_lib.faster import Faster, Schedule
@@ -232,7 +232,7 @@ def waiting(folder: Path, name: str, clip_frames: int, batch: int, steps: int) -
     """
     clips = RandomClips(write_files(folder), DATA, clip_frames=clip_frames, clips_per_video=1, seed=0)
     draws = EpochDraws(len(clips.videos), batch_videos=batch, first=0, iterations=steps + 1, seed=0)
-    batches = load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, 1)
+    batches = load_batches(clips, draws, 1)
     network = build_backbone(name, 400).train().to(memory_format=torch.channels_last_3d)
     next(batches)
     waited, start = 0.0, time.perf_counter()

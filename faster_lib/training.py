@@ -14,9 +14,9 @@ from torch import nn
 
 from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
 from faster_lib.checkpoints import is_weight_file
-from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, collate
+from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList
 from faster_lib.data.layouts import folder_of
-from faster_lib.data.loading import load_ahead
+from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
@@ -201,12 +201,7 @@ def _load_batches(
         mine=mine,
         parts=parts,
     )
-
-    def load(drawn: Sequence[tuple[int, int]]) -> Batch:
-        batch = collate([clips[draw] for draw in drawn])
-        return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
-
-    return load_ahead(load, draws, profile.loading.workers)
+    return load_batches(clips, draws, profile.loading.workers)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:

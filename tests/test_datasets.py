@@ -19,7 +19,7 @@ from faster_lib.data.datasets import (
     generator_for,
     read_annotations,
 )
-from faster_lib.data.loading import decode, load_ahead
+from faster_lib.data.loading import decode, load_batches
 from faster_lib.data.transforms import eval_transform
 from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
 
@@ -237,7 +237,7 @@ def test_two_workers_load_the_same_as_none(videos, make_data):
 
     def loaded(workers: int) -> list:
         draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
-        batches = load_ahead(lambda drawn: collate([random[draw] for draw in drawn]), draws, workers)
+        batches = load_batches(random, draws, workers)
         return [batch[:2] for batch in batches] + list(decode(whole, range(len(videos)), workers))
 
     alone, together = loaded(0), loaded(2)

@@ -40,16 +40,19 @@ def test_an_error_comes_where_its_item_would(workers):
 
 
 def test_whoever_stops_asking_leaves_no_thread_and_what_waits_is_not_loaded():
-    before, begun, may_go_on = set(threading.enumerate()), [], threading.Event()
+    before, begun = set(threading.enumerate()), []
+    is_at_second, may_go_on = threading.Event(), threading.Event()
 
     def load(number: int) -> int:
         begun.append(number)
         if number == 1:
+            is_at_second.set()
             may_go_on.wait(60)
         return number
 
     loaded = load_ahead(load, range(100), 1)
     assert next(loaded) == 0
+    assert is_at_second.wait(60)
     threading.Timer(0.2, may_go_on.set).start()
     loaded.close()  # item 1 is being loaded, item 2 waits
     assert begun == [0, 1]

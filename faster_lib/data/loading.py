@@ -1,14 +1,14 @@
 """Loading ahead of what computes, in threads: what they load needs no copy, and nothing is forked."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from faster_lib.data.datasets import VideoClips
+from faster_lib.data.datasets import Batch, RandomClips, VideoClips, collate
 
 Item, Loaded = TypeVar("Item"), TypeVar("Loaded")
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
@@ -46,3 +46,13 @@ def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[t
     Shape: -> (views, N, 3, L, crop, crop) uint8, target
     """
     return load_ahead(clips.__getitem__, videos, workers)
+
+
+def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
+    """Load batches of random clips, each drawn as (epoch, video) pairs, ahead in so many threads, pinned for a GPU."""
+
+    def load(drawn: Sequence[tuple[int, int]]) -> Batch:
+        batch = collate([clips[draw] for draw in drawn])
+        return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
+
+    return load_ahead(load, draws, workers)
