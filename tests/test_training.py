@@ -240,11 +240,12 @@ def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_trai
 
 
 def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
+    cell = ("gru", Schedule.ratio(8, 1))
+    theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]  # makes the features shared below
     (tmp_path / "backbones").symlink_to(pair.runs / "backbones")
     (tmp_path / "features").symlink_to(pair.runs / "features")
     (tmp_path / "videos").symlink_to(pair.runs / "videos")
     alone = SMOKE.model_copy(update={"loading": SMOKE.loading.model_copy(update={"workers": 1})})
-    cell = ("gru", Schedule.ratio(8, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1 + threads % 2)
     try:
@@ -253,7 +254,6 @@ def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
         assert torch.get_num_threads() == 1 + threads % 2
     finally:
         torch.set_num_threads(threads)
-    theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]
     for first, second in zip(mine, theirs, strict=True):
         assert (first["train_loss"], first["correct"]) == (second["train_loss"], second["correct"])
 
