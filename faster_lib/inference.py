@@ -120,6 +120,8 @@ class PreparedBackbone(nn.Module):
 class PreparedAggregator(Aggregator):
     """An aggregator for inference, whose step is compiled; it stands in for the one that it was made from.
 
+    On a CPU the compiled step holds the projection of x_t, so that videos of any number of clips share it.
+
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: ours.
     """
@@ -127,16 +129,16 @@ class PreparedAggregator(Aggregator):
     def __init__(self, aggregator: Aggregator, *, is_compiled: bool):
         super().__init__(aggregator.channels)
         self.aggregator = aggregator
-        self._advance = _Compiled(self._advance_with_weights, type(aggregator).__name__, is_compiled)
+        self._step = _Compiled(self._project_and_advance, type(aggregator).__name__, is_compiled)
 
     def start(self, feature: torch.Tensor) -> Any:
         return self.aggregator.start(feature)
 
     def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.aggregator.project(features)
+        return (features,) if features.is_cpu else self.aggregator.project(features)
 
     def advance(self, projected: tuple[torch.Tensor, ...], state: Any, joined: tuple[torch.Tensor, ...]) -> Any:
-        return self._advance(projected, state)
+        return self._step(projected, state)
 
     def run(self, features: torch.Tensor, state: Any = None) -> Any:
         with _without_gradients():
@@ -145,7 +147,9 @@ class PreparedAggregator(Aggregator):
     def read(self, state: Any) -> torch.Tensor:
         return self.aggregator.read(state)
 
-    def _advance_with_weights(self, projected: tuple[torch.Tensor, ...], state: Any) -> Any:
+    def _project_and_advance(self, projected: tuple[torch.Tensor, ...], state: Any) -> Any:
+        if projected[0].is_cpu:
+            projected = self.aggregator.project(*projected)
         return self.aggregator.advance(projected, state, self.aggregator.joined())  # joined once, while compiling
 
 

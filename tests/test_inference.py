@@ -95,6 +95,20 @@ def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(capl
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [name for name, kind in AGGREGATORS.items() if not kind.aggregates_scores])
+def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step_by_step(name):
+    plain, features = build_aggregator(name, 20).eval(), torch.randn(4, 3, 20, 1, 3, 5)
+    prepared, state = prepare_for_inference(plain), None
+    for feature in features:
+        state = prepared(feature, state)
+    exact = plain.double()
+    exact = exact.read(exact.run(features.double()))
+    for found in (state, prepared.run(features)):
+        assert distance(prepared.read(found), exact) < TOLERANCE[torch.float32]
+    assert prepared._step.compiled is not None
+
+
+@torch.no_grad()
 def test_without_a_compiler_a_warning_names_it_and_the_scores_are_the_same(caplog):
     from torch._inductor import config
 
