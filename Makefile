@@ -42,7 +42,7 @@ test: $(STAMP)  ## run the tests, and every notebook against its committed outpu
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbval notebooks
 
-# About 100 minutes on 2 cores; whatever else runs there shows in the figures. pytorchvideo joins in where it is
+# About 80 minutes on 2 cores; whatever else runs there shows in the figures. pytorchvideo joins in where it is
 # installed: pip install -e ".[bench]".
 bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchmarks/results/
 	@mkdir -p benchmarks/results
