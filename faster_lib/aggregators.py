@@ -270,17 +270,17 @@ def _side_by_side(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None
     return weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
 
 
-def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
     """Multiply rows by a weight and add a bias or other rows: (R, inputs), (outputs, inputs) -> (R, outputs).
 
     Compiled for a CPU it is a convolution over the rows: torch.compile gives products to MKL and convolutions to
     oneDNN, which was faster where we measured (an AMD EPYC, paper size).
     """
-    if rows.is_cpu and torch.compiler.is_compiling():
-        bias = added if added is not None and added.ndim == 1 else None
-        product = F.conv2d(rows.t()[None, ..., None], weight[..., None, None], bias)[0, ..., 0].t()
-        return product if bias is added else product + added
-    return F.linear(rows, weight, added) if added is None or added.ndim == 1 else torch.addmm(added, rows, weight.t())
+    if not (rows.is_cpu and torch.compiler.is_compiling()):
+        return torch.addmm(added, rows, weight.t())
+    is_bias = added.ndim == 1
+    product = F.conv2d(rows.t()[None, ..., None], weight[..., None, None], added if is_bias else None)[0, ..., 0].t()
+    return product if is_bias else product + added
 
 
 class Pointwise(nn.Conv3d):
@@ -293,6 +293,4 @@ class Pointwise(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if maps.is_cpu and torch.compiler.is_compiling():  # see _multiply
-            return super().forward(maps)
         return F.linear(maps.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
