@@ -22,11 +22,11 @@ import torch
 from side_by_side import write_circumstances
 from videos import write_videos
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone
 from faster_lib.data.datasets import VideoClips, VideoList
-from faster_lib.faster import Faster, Schedule
 from faster_lib.inference import prepare_for_inference, score_videos
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 
 matplotlib.use("agg")

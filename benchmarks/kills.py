@@ -32,11 +32,11 @@ from safetensors import safe_open
 
 from faster_lib.data.scan import Scanned
 from faster_lib.data.sources import load_videos
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.training import train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import train_backbone
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from side_by_side import KIT, LIMIT, Peer, Speed, contend, write_table
 from torch import nn
 from torch.nn import functional as F
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.inference import prepare_for_inference
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone
 
 SIZE_PX, CHANNELS, MAP = 224, 2048, (4, 7, 7)
 PLAIN = "the kit, plain"

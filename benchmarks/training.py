@@ -26,19 +26,19 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone
 from faster_lib.data.datasets import EpochDraws, RandomClips
 from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos
 from faster_lib.data.transforms import normalise
-from faster_lib.faster import Faster, Schedule
-from faster_lib.feature_maps import compute_features, freeze, limited_threads
-from faster_lib.features import FeaturePair
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.jobs import count_cores
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
-from faster_lib.training import count_batch_videos, train_backbone
+from faster_lib.training.feature_maps import compute_features, freeze, limited_threads
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import count_batch_videos, train_backbone
 
 L = 16
 NETWORKS = ("r2plus1d_50", "r2d_26")

@@ -17,13 +17,13 @@ import torch
 from networks import PLAIN
 from side_by_side import KIT, Peer, Speed, contend, write_table
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone
 from faster_lib.data.datasets import VideoClips, VideoList
 from faster_lib.data.video import encode_h264
-from faster_lib.faster import Faster, Schedule
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import prepare_for_inference, score_videos
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 
 FRAMES, CLASSES = 256, 400

@@ -8,11 +8,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when torch is impo
 # Accelerate imports tqdm's notebook bars, which this project does not use, and they miss a package of widgets.
 warnings.filterwarnings("ignore", "IProgress not found")
 
-from faster_lib.aggregators import AGGREGATORS, build_aggregator
-from faster_lib.backbones import TABLE_1, build_backbone
-from faster_lib.faster import Faster, Schedule
 from faster_lib.flops import count_macs, video_gmacs
 from faster_lib.inference import prepare_for_inference, score_videos
+from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.models.backbones import TABLE_1, build_backbone
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 
 __all__ = [

@@ -27,13 +27,13 @@ from faster_lib.estimate import (
     gpu_hours,
     measure_files,
 )
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import circumstances
-from faster_lib.training import backbone_entry, train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import backbone_entry, train_backbone
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import torch
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone
 from faster_lib.data.datasets import VideoList
 from faster_lib.data.layouts import read_layout
 from faster_lib.data.sampling import num_clips_covering
-from faster_lib.feature_store import Product
 from faster_lib.flops import count_macs, step_macs
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone
 from faster_lib.profiles import Profile
-from faster_lib.training import count_batch_videos
+from faster_lib.training.feature_store import Product
+from faster_lib.training.stage1 import count_batch_videos
 
 _PASSES = 3  # of a training step, in forward passes: the backward pass has two products for each of the forward one
 _KEPT_PER_WEIGHT = {"sgd": 3, "adamw": 4}  # the weight, its gradient, and one or two running means

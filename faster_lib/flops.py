@@ -16,9 +16,9 @@ with warnings.catch_warnings():  # importing it scripts two losses that nobody h
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
-from faster_lib.aggregators import Aggregator, build_aggregator
-from faster_lib.backbones import build_backbone, check_clip_frames
-from faster_lib.faster import Schedule, build_projection
+from faster_lib.models.aggregators import Aggregator, build_aggregator
+from faster_lib.models.backbones import build_backbone, check_clip_frames
+from faster_lib.models.faster import Schedule, build_projection
 
 # Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92
 # without batch norm and 120.58 with it.

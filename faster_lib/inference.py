@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from faster_lib.aggregators import Aggregator
-from faster_lib.backbones import Backbone, fold_batch_norm
-from faster_lib.clips import check_clips
 from faster_lib.data.datasets import VideoClips, stack_clips
 from faster_lib.data.loading import decode
 from faster_lib.data.transforms import as_input
-from faster_lib.faster import Faster
 from faster_lib.memory import keep_freed_memory
-from faster_lib.torchvision_backbones import TorchvisionBackbone
+from faster_lib.models.aggregators import Aggregator
+from faster_lib.models.backbones import Backbone, fold_batch_norm
+from faster_lib.models.clips import check_clips
+from faster_lib.models.faster import Faster
+from faster_lib.models.torchvision import TorchvisionBackbone
 
 log = logging.getLogger(__name__)
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where CUDA is there without a GPU

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load
 
 from faster_lib.data.sampling import num_clips_covering
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT, RUNS, WEIGHTS
 from faster_lib.profiles import FOLDED, Profile, load_profile
 from faster_lib.store import read_manifest, write_whole
-from faster_lib.training import backbone_entry, train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import backbone_entry, train_backbone
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def training_command(profile: Profile, network: str, clip_frames: int, folder: s
     """Give the command that trains one network anew in a folder of its own, the shipped one left aside."""
     fold = "" if profile.data.fold is None else f" --fold {profile.data.fold}"
     options = f"--profile {profile.name}{fold} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
-    return f"python -m faster_lib.training {options}"
+    return f"python -m faster_lib.training.stage1 {options}"
 
 
 def shipped_lengths(profile: Profile) -> list[int]:

@@ -16,7 +16,7 @@ from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 
 from faster_lib.paths import FIGURES, ROOT, RUNS
-from faster_lib.report import claims_as_markdown, command, load
+from faster_lib.report.tables import claims_as_markdown, command, load
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from faster_lib import paper
-from faster_lib.faster import Schedule
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import count_macs, video_gmacs
-from faster_lib.report import Row, printed_cell
-from faster_lib.torchvision_backbones import build_s3d
+from faster_lib.models.faster import Schedule
+from faster_lib.models.torchvision import build_s3d
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Row, printed_cell
 
 S3D_FRAMES = 64  # Source: Xie et al. 2018, of the clip whose cost Table 7 quotes
 # L, x of 1:x and the expensive network. Source: "Better accuracy/FLOPs trade-offs", "Comparison to state-of-the-art"

@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from faster_lib.feature_store import list_shards
 from faster_lib.paths import PARAMS, RUNS
 from faster_lib.profiles import load_profile
 from faster_lib.store import BEGUN, is_running
-from faster_lib.training_state import CHECKPOINT, CURVES, curves_of, read_progress
+from faster_lib.training.feature_store import list_shards
+from faster_lib.training.training_state import CHECKPOINT, CURVES, curves_of, read_progress
 
 log = logging.getLogger(__name__)
 

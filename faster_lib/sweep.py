@@ -17,16 +17,16 @@ import torch
 from submitit.helpers import Checkpointable
 from tqdm import tqdm
 
-from faster_lib.evaluation import PRETRAINING_SPLIT, Cell, aggregator_entry, list_runs, measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.report import check_lengths, check_ratios, check_seeds, ratio_name
+from faster_lib.report.tables import check_lengths, check_ratios, check_seeds, ratio_name
 from faster_lib.store import Entry
 from faster_lib.studies.aggregation import NAMES
 from faster_lib.studies.ratios import cells_of_ratios
-from faster_lib.training import backbone_entry, train_backbone
+from faster_lib.training.evaluation import PRETRAINING_SPLIT, Cell, aggregator_entry, list_runs, measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import backbone_entry, train_backbone
 
 log = logging.getLogger(__name__)
 

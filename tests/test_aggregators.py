@@ -1,10 +1,10 @@
-"""Tests of faster_lib.aggregators against Eqs. 2-5 written out with explicit matrices in float64."""
+"""Tests of faster_lib.models.aggregators against Eqs. 2-5 written out with explicit matrices in float64."""
 
 import pytest
 import torch
 from torch import nn
 
-from faster_lib.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
 
 CHANNELS = 8
 RECURRENT = ("concat", "lstm", "gru", "fast_gru")  # all that learn

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.backbones against Table 1 typed by hand and a plain-torch twin of the networks."""
+"""Tests of faster_lib.models.backbones against Table 1 typed by hand and a plain-torch twin of the networks."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from faster_lib.backbones import (
+from faster_lib.models.backbones import (
     TABLE_1,
     Bottleneck,
     build_backbone,

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.checkpoints: no file runs code, common wrappings come off, and a mismatch says which keys."""
+"""Tests of faster_lib.models.weights: no file runs code, common wrappings come off, and a mismatch says which keys."""
 
 import logging
 import pickle
@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from faster_lib.backbones import build_backbone, load_weights
-from faster_lib.checkpoints import is_weight_file, read_weights
+from faster_lib.models.backbones import build_backbone, load_weights
+from faster_lib.models.weights import is_weight_file, read_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.tensor([1.0])}
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from faster_lib import paper
-from faster_lib.faster import Schedule
 from faster_lib.flops import video_gmacs
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 
 PAGE = (ROOT / "docs" / "discrepancies.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.engine: two processes train the networks that one would, and score the same videos."""
+"""Tests of faster_lib.training.loop: two processes train the networks that one would, and score the same videos."""
 
 import itertools
 import json
@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from faster_lib import engine
 from faster_lib.data.datasets import EpochDraws
 from faster_lib.data.sources import load_videos
-from faster_lib.optimisation import seeded
 from faster_lib.paths import PARAMS
 from faster_lib.profiles import load_profile, parse_profile
+from faster_lib.training import loop as engine
+from faster_lib.training.optimisation import seeded
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.faster: the schedule as a word, and one way through the model however the clips arrive."""
+"""Tests of faster_lib.models.faster: the schedule as a word, and one way through the model however the clips arrive."""
 
 import re
 from itertools import pairwise
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from faster_lib.aggregators import AGGREGATORS, build_aggregator
-from faster_lib.backbones import build_backbone
-from faster_lib.faster import Faster, Schedule
+from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Faster, Schedule
 
 CLASSES, CHANNELS = 5, 32
 ROUNDING = {"rtol": 1e-11, "atol": 1e-11}  # in double precision: batches of other sizes have other last digits

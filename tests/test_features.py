@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from faster_lib import evaluation, feature_store, features
-from faster_lib.backbones import build_backbone, fold_batch_norm
 from faster_lib.data.loading import decode
 from faster_lib.data.transforms import normalise
-from faster_lib.faster import Schedule
-from faster_lib.feature_maps import compute_features
-from faster_lib.feature_store import check_disk, find_gaps, list_shards
-from faster_lib.features import FeaturePair, TrainedBackbone, extract_features, features_entry
-from faster_lib.optimisation import seeded
+from faster_lib.models.backbones import build_backbone, fold_batch_norm
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
+from faster_lib.training import evaluation, feature_store, features
+from faster_lib.training.feature_maps import compute_features
+from faster_lib.training.feature_store import check_disk, find_gaps, list_shards
+from faster_lib.training.features import FeaturePair, TrainedBackbone, extract_features, features_entry
+from faster_lib.training.optimisation import seeded
 from tests.test_ranks import launch
 
 SMOKE = load_profile("smoke")
@@ -238,7 +238,7 @@ def test_features_but_no_results_depend_on_the_decoder(made, monkeypatch):
 MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from faster_lib.feature_store import StoredFeatures, write_shard
+from faster_lib.training.feature_store import StoredFeatures, write_shard
 from faster_lib.store import Entry
 
 def peak_mb(shards):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from faster_lib import paper
-from faster_lib.aggregators import AGGREGATORS, build_aggregator
-from faster_lib.backbones import build_backbone
-from faster_lib.faster import Faster, Schedule
 from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
+from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Faster, Schedule
 
 PAPER_NETWORKS = {"expensive": "r2plus1d_50", "cheap": "r2d_26"}  # counted once per process, as video_gmacs keeps names
 ROWS = {"All E": 0, **{f"1:{x}": x for x in (1, 3, 7, 15, 31)}}

@@ -16,12 +16,12 @@ import pytest
 from benchmarks.kills import finished, list_differences, list_lost
 from faster_lib.data.scan import scan
 from faster_lib.data.sources import load_videos
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.training import train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import train_backbone
 
 
 def small(**stage_1) -> Profile:
@@ -75,7 +75,7 @@ TRAINING = """
 import sys
 from pathlib import Path
 from faster_lib.profiles import Profile
-from faster_lib.training import train_backbone
+from faster_lib.training.stage1 import train_backbone
 train_backbone(Profile.model_validate_json(sys.argv[1]), "r2d_26", 8, runs=Path(sys.argv[2]))
 """
 
@@ -161,7 +161,9 @@ def fill(disk, room: int, wanted: Path, runs: Path, work: Callable[[], object]) 
 
 
 def test_a_full_disk_ends_every_stage_with_the_name_of_the_file_and_loses_nothing(tmp_path, disk, monkeypatch):
-    monkeypatch.setattr("faster_lib.features.check_disk", lambda *_: None)  # as if others filled the disk meanwhile
+    monkeypatch.setattr(
+        "faster_lib.training.features.check_disk", lambda *_: None
+    )  # as if others filled the disk meanwhile
     profile, cells = small(), [("fast_gru", Schedule.ratio(8, ratio)) for ratio in (3, 7)]
 
     def stages(runs: Path) -> list[Callable[[], object]]:

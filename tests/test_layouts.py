@@ -13,12 +13,12 @@ from faster_lib.data.layouts import LAYOUTS, read_layout
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.synthetic import CLASSES
 from faster_lib.data.video import open_video, read_frames
-from faster_lib.evaluation import measure_all
-from faster_lib.features import FeaturePair
 from faster_lib.paths import PARAMS, ROOT
 from faster_lib.profiles import Profile, load_profile, parse_profile
 from faster_lib.store import hash_of
-from faster_lib.training import train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import train_backbone
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_lists = pytest.mark.skipif(

@@ -12,16 +12,17 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from torch import nn
 
-from faster_lib import report, studies
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import build_backbone, describe
-from faster_lib.evaluation import clip_accuracy_percent, watch
-from faster_lib.faster import Faster
-from faster_lib.features import FeaturePair, TrainedBackbone
-from faster_lib.figures import Panel, Series, draw_film_strip, draw_panels
+from faster_lib import studies
 from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import build_backbone, describe
+from faster_lib.models.faster import Faster
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
+from faster_lib.report import tables as report
+from faster_lib.report.figures import Panel, Series, draw_film_strip, draw_panels
+from faster_lib.training.evaluation import clip_accuracy_percent, watch
+from faster_lib.training.features import FeaturePair, TrainedBackbone
 
 # Layer, kernels with channels, output. Source: Table 1, typed from the page; R3D-50: Tran et al. 2018.
 TABLE_1 = {

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.ranks in real processes: a result is made by all ranks or by none, and recorded by one."""
+"""Tests of faster_lib.training.ranks in real processes: a result is made by all ranks or none, and recorded once."""
 
 import os
 import socket
@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 from faster_lib.paths import ROOT
-from faster_lib.ranks import complete_together
 from faster_lib.store import Entry
+from faster_lib.training.ranks import complete_together
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from faster_lib.ranks import complete_together, find_ranks
+from faster_lib.training.ranks import complete_together, find_ranks
 from faster_lib.store import Entry
 
 folder, failing = Path(sys.argv[1]), sys.argv[2]

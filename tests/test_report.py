@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from faster_lib import paper, report
-from faster_lib.figures import Panel, Series, draw_panels
+from faster_lib import paper
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
-from faster_lib.report import Claim, Row, claims_as_markdown, compare, judge, save_claims
+from faster_lib.report import tables as report
+from faster_lib.report.figures import Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, claims_as_markdown, compare, judge, save_claims
 
 TINY = load_profile("tiny")
 KINETICS = load_profile("kinetics400")

@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 
-from faster_lib import paper, report, runtime
-from faster_lib.aggregators import build_aggregator
-from faster_lib.faster import Faster, Schedule
+from faster_lib import paper
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
+from faster_lib.report import tables as report
+from faster_lib.report import timing as runtime
 
 SMOKE = load_profile("smoke")
 # Per clip and step at L = 32, from a count in plain arithmetic (docs/discrepancies.md).

@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from faster_lib import engine, shipping, training
+from faster_lib import shipping
 from faster_lib.data import imitation, synthetic
 from faster_lib.data.datasets import EpochDraws, VideoList
 from faster_lib.data.layouts import read_layout
 from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
+from faster_lib.training import loop as engine
+from faster_lib.training import stage1 as training
 
 TINY, KINETICS = load_profile("tiny"), load_profile("tiny_kinetics")
 FOLDS = shipping.folds_of(load_profile("tiny_ucf101"))

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from faster_lib import report, site
+from faster_lib import site
 from faster_lib.paper import reported
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
-from faster_lib.report import Row
+from faster_lib.report import tables as report
+from faster_lib.report.tables import Row
 
 
 class Links(HTMLParser):

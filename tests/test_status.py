@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from faster_lib import training
-from faster_lib.feature_store import write_shard
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.status import as_table, choose, delete, find_entries, main, tidy
 from faster_lib.store import Entry, write_whole
+from faster_lib.training import stage1 as training
+from faster_lib.training.feature_store import write_shard
 
 SMOKE = load_profile("smoke")
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from faster_lib import paper, studies
-from faster_lib.faster import Schedule
+from faster_lib.models.faster import Schedule
 from faster_lib.profiles import load_profile
-from faster_lib.report import Row, check_ratios
+from faster_lib.report.tables import Row, check_ratios
 from faster_lib.studies.growth import printed_in_figure_3
 from faster_lib.studies.points import rows_of_real_videos
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from submitit.helpers import DelayedSubmission
 
-from faster_lib.faster import Schedule
+from faster_lib.models.faster import Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.status import as_table, find_entries
 from faster_lib.sweep import Part, Pool, Study, plan, sweep
-from faster_lib.training import backbone_entry
+from faster_lib.training.stage1 import backbone_entry
 
 SMOKE, TINY = load_profile("smoke"), load_profile("tiny")
 

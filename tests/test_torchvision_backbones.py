@@ -1,4 +1,4 @@
-"""Tests of faster_lib.torchvision_backbones: torchvision's own networks, once more, as clip networks."""
+"""Tests of faster_lib.models.torchvision: torchvision's own networks, once more, as clip networks."""
 
 import hashlib
 import logging
@@ -10,10 +10,10 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.v2 import functional as F
 
-from faster_lib.backbones import build_backbone, fold_batch_norm, load_weights
 from faster_lib.data.transforms import normalise
 from faster_lib.flops import count_macs
-from faster_lib.torchvision_backbones import TORCHVISION, crop_px_of
+from faster_lib.models.backbones import build_backbone, fold_batch_norm, load_weights
+from faster_lib.models.torchvision import TORCHVISION, crop_px_of
 
 CLASSES = 5
 every_network = pytest.mark.parametrize("name", TORCHVISION)

@@ -21,8 +21,8 @@ from faster_lib import (
     torchvision_backbones,
     training,
 )
-from faster_lib.backbones import build_backbone
-from faster_lib.faster import Schedule
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
 from faster_lib.studies import video_mflops
 
@@ -438,6 +438,10 @@ def test_another_recipe_of_a_stage_gives_other_entries(pair, module, monkeypatch
         }
 
     before = entries()
-    name = {"training": "BACKBONE", "features": "FEATURES", "evaluation": "AGGREGATOR"}[module]
-    monkeypatch.setattr(f"faster_lib.{module}.RECIPE_{name}", 99)
+    recipes = {
+        "training": "stage1.RECIPE_BACKBONE",
+        "features": "features.RECIPE_FEATURES",
+        "evaluation": "evaluation.RECIPE_AGGREGATOR",
+    }
+    monkeypatch.setattr(f"faster_lib.training.{recipes[module]}", 99)
     assert {key for key, value in entries().items() if value != before[key]} == {module}

@@ -11,11 +11,11 @@ from faster_lib.data import sources
 from faster_lib.data.imitation import imitate
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.video import VideoError
-from faster_lib.evaluation import measure_all
-from faster_lib.features import FeaturePair
 from faster_lib.paths import PARAMS
 from faster_lib.profiles import Profile, parse_profile
-from faster_lib.training import train_backbone
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import train_backbone
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import step_macs
-from faster_lib.report import Claim, Row, judge, printed_cell
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.faster import Schedule
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, judge, printed_cell
 from faster_lib.studies.points import Results, caption_of, rows_of_real_videos, scale_of, spread_of, video1
+from faster_lib.training.features import FeaturePair
 
 NAMES = {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
 PAPER_STEP = (1, 7, 7)  # l, h, w of a feature map at L = 8 and 224 x 224. Source: Table 1

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from faster_lib import paper
-from faster_lib.backbones import TABLE_1, build_backbone
-from faster_lib.evaluation import Cell
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
-from faster_lib.report import Claim, Row, judge, printed_cell
+from faster_lib.models.backbones import TABLE_1, build_backbone
+from faster_lib.models.faster import Schedule
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, judge, printed_cell
 from faster_lib.studies.points import Results, measured_panel, video1, video_mflops
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 NETWORKS = {"r2d_26": "R2D-26", "r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}  # as the paper writes them
 _PRINTED_LENGTHS = (8, 16, 32)  # Source: Table 2

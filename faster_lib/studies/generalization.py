@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from faster_lib import paper
-from faster_lib.evaluation import Cell
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
-from faster_lib.report import Claim, Row, judge, printed_cell, ratio_name
+from faster_lib.models.faster import Schedule
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, judge, printed_cell, ratio_name
 from faster_lib.studies.points import (
     Results,
     caption_of,
@@ -17,6 +15,8 @@ from faster_lib.studies.points import (
     video1,
     video_mflops,
 )
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 _EXPENSIVE = {"r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from faster_lib import paper
-from faster_lib.evaluation import Cell
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
-from faster_lib.report import Claim, Row, judge, printed_cell
+from faster_lib.models.faster import Schedule
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, judge, printed_cell
 from faster_lib.studies.points import Results, caption_of, measured_panel, measured_series, video1, video_mflops
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 
 def cells_of_growth(clips: Sequence[int]) -> dict[str, list[Cell]]:

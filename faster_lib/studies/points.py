@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from faster_lib.aggregators import build_aggregator
-from faster_lib.evaluation import Cell
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Panel, Series
 from faster_lib.flops import video_gmacs
-from faster_lib.report import Row
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.faster import Schedule
+from faster_lib.report.figures import Panel, Series
+from faster_lib.report.tables import Row
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 Results = Mapping[Cell, Sequence[Mapping[str, Any]]]
 

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from faster_lib import paper
-from faster_lib.aggregators import AGGREGATORS
-from faster_lib.evaluation import Cell
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
 from faster_lib.flops import video_gmacs
+from faster_lib.models.aggregators import AGGREGATORS
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import FIGURES
-from faster_lib.report import Claim, Row, Table, command, judge, load, printed_cell, ratio_name
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, Table, command, judge, load, printed_cell, ratio_name
 from faster_lib.studies.aggregation import NAMES
 from faster_lib.studies.points import (
     Results,
@@ -23,6 +21,8 @@ from faster_lib.studies.points import (
     video1,
     video_mflops,
 )
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 
 def count_ratios(schedules: Mapping[int, Schedule], clip_frames: int) -> list[Row]:

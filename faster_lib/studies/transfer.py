@@ -5,13 +5,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from faster_lib import paper, sota
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.features import FeaturePair
-from faster_lib.figures import Figure, Panel, Series, draw_panels
+from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile
-from faster_lib.report import Claim, Row, check_whole_numbers, judge, printed_cell
+from faster_lib.report.figures import Figure, Panel, Series, draw_panels
+from faster_lib.report.tables import Claim, Row, check_whole_numbers, judge, printed_cell
 from faster_lib.studies.points import scale_of, video1, video_mflops
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
 
 Runs = Sequence[Mapping[str, Any]]  # one for each seed
 Folds = Mapping[int, Mapping[str, Runs]]  # what was measured in each fold, by name

@@ -12,27 +12,27 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from faster_lib.backbones import Backbone, build_backbone, check_clip_frames, load_weights
-from faster_lib.checkpoints import is_weight_file
 from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList
 from faster_lib.data.layouts import folder_of
 from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
-from faster_lib.engine import Task, fit
-from faster_lib.evaluation import measure_all
-from faster_lib.faster import Schedule
-from faster_lib.feature_maps import limited_threads
-from faster_lib.features import FeaturePair, TrainedBackbone
 from faster_lib.jobs import count_cores
 from faster_lib.memory import keep_freed_memory
-from faster_lib.optimisation import seeded, what_training_depends_on
+from faster_lib.models.backbones import Backbone, build_backbone, check_clip_frames, load_weights
+from faster_lib.models.faster import Schedule
+from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
-from faster_lib.ranks import complete_together, find_ranks
 from faster_lib.store import Entry, write_whole
-from faster_lib.training_state import CHECKPOINT, curves_of
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.feature_maps import limited_threads
+from faster_lib.training.features import FeaturePair, TrainedBackbone
+from faster_lib.training.loop import Task, fit
+from faster_lib.training.optimisation import seeded, what_training_depends_on
+from faster_lib.training.ranks import complete_together, find_ranks
+from faster_lib.training.training_state import CHECKPOINT, curves_of
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m faster_lib.training.stage1", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
     parser.add_argument("--stage", choices=["backbone", "aggregator"], default="backbone")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from faster_lib.aggregators import build_aggregator
 from faster_lib.data.datasets import generator_for
-from faster_lib.engine import Task, fit
-from faster_lib.faster import Faster, Schedule
-from faster_lib.feature_maps import LiveFeatures
-from faster_lib.feature_store import Request, StoredFeatures
-from faster_lib.features import FeaturePair
-from faster_lib.optimisation import seeded
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import AggregatorTraining
-from faster_lib.training_state import CHECKPOINT, curves_of
+from faster_lib.training.feature_maps import LiveFeatures
+from faster_lib.training.feature_store import Request, StoredFeatures
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.loop import Task, fit
+from faster_lib.training.optimisation import seeded
+from faster_lib.training.training_state import CHECKPOINT, curves_of
 
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from faster_lib.backbones import BN_EPS
+from faster_lib.models.backbones import BN_EPS
 
 
 class Aggregator(nn.Module):

@@ -7,14 +7,19 @@ from typing import NamedTuple
 
 import torch
 
-from faster_lib.backbones import Backbone
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.loading import decode
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
-from faster_lib.feature_maps import (
+from faster_lib.jobs import run_all
+from faster_lib.memory import keep_freed_memory
+from faster_lib.models.backbones import Backbone
+from faster_lib.paths import RUNS
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.store import Entry
+from faster_lib.training.feature_maps import (
     LiveFeatures,
     compute_features,
     decoders,
@@ -23,7 +28,7 @@ from faster_lib.feature_maps import (
     one_thread,
     square_sum,
 )
-from faster_lib.feature_store import (
+from faster_lib.training.feature_store import (
     Product,
     StoredFeatures,
     check_disk,
@@ -32,12 +37,7 @@ from faster_lib.feature_store import (
     list_shards,
     write_shard,
 )
-from faster_lib.jobs import run_all
-from faster_lib.memory import keep_freed_memory
-from faster_lib.paths import RUNS
-from faster_lib.profiles import Profile, load_profile
-from faster_lib.ranks import complete_together, find_ranks, tell_all
-from faster_lib.store import Entry
+from faster_lib.training.ranks import complete_together, find_ranks, tell_all
 
 RECIPE_FEATURES = 3  # raised whenever the same networks and videos would give other feature maps
 

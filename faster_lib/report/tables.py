@@ -15,9 +15,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from faster_lib import paper
-from faster_lib.backbones import check_clip_frames
 from faster_lib.data.sampling import num_clips_covering
-from faster_lib.faster import Schedule
+from faster_lib.models.backbones import check_clip_frames
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import FIGURES
 from faster_lib.profiles import Profile
 from faster_lib.store import circumstances, write_whole

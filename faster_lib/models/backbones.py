@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.checkpoints import fit_weights, is_weight_file, read_weights
-from faster_lib.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, check_clips
 from faster_lib.data.transforms import as_input
-from faster_lib.torchvision_backbones import (
+from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, check_clips
+from faster_lib.models.torchvision import (
     PREFIX,
     TORCHVISION,
     TorchvisionBackbone,
@@ -21,6 +20,7 @@ from faster_lib.torchvision_backbones import (
     fetch_weights,
     rename_weights,
 )
+from faster_lib.models.weights import fit_weights, is_weight_file, read_weights
 
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
 

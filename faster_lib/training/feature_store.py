@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from faster_lib.ranks import find_ranks, tell_all
 from faster_lib.store import Entry, write_whole
+from faster_lib.training.ranks import find_ranks, tell_all
 
 log = logging.getLogger(__name__)
 

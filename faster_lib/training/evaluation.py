@@ -9,16 +9,16 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
 from faster_lib.data.sources import what_videos_depend_on
-from faster_lib.faster import Faster, Schedule
-from faster_lib.feature_maps import LiveFeatures, one_thread
-from faster_lib.feature_store import Request, StoredFeatures
-from faster_lib.features import FeaturePair
 from faster_lib.jobs import run_all
-from faster_lib.optimisation import what_training_depends_on
-from faster_lib.ranks import complete_together, find_ranks
-from faster_lib.stage2 import FROZEN, build_faster, train_aggregator
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
-from faster_lib.training_state import CHECKPOINT
+from faster_lib.training.feature_maps import LiveFeatures, one_thread
+from faster_lib.training.feature_store import Request, StoredFeatures
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.optimisation import what_training_depends_on
+from faster_lib.training.ranks import complete_together, find_ranks
+from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
+from faster_lib.training.training_state import CHECKPOINT
 
 RECIPE_AGGREGATOR = 5  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels

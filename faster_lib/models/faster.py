@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from faster_lib.aggregators import Aggregator, Pointwise
-from faster_lib.backbones import Backbone, check_clip_frames
-from faster_lib.torchvision_backbones import TorchvisionBackbone
+from faster_lib.models.aggregators import Aggregator, Pointwise
+from faster_lib.models.backbones import Backbone, check_clip_frames
+from faster_lib.models.torchvision import TorchvisionBackbone
 
 
 class Schedule(str):

@@ -17,11 +17,11 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from faster_lib.batch_norm import synchronise_batch_norm
-from faster_lib.optimisation import build_optimiser
 from faster_lib.profiles import Engine, Optimisation
-from faster_lib.ranks import find_ranks
-from faster_lib.training_state import load_state, save_state
+from faster_lib.training.batch_norm import synchronise_batch_norm
+from faster_lib.training.optimisation import build_optimiser
+from faster_lib.training.ranks import find_ranks
+from faster_lib.training.training_state import load_state, save_state
 
 log = logging.getLogger(__name__)
 

@@ -14,22 +14,22 @@ import torch
 from tqdm import tqdm
 
 from faster_lib import paper
-from faster_lib.aggregators import build_aggregator
-from faster_lib.backbones import Backbone, build_backbone, check_clip_frames
 from faster_lib.data.datasets import VideoClips, read_annotations
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos
 from faster_lib.data.synthetic import generate
 from faster_lib.data.transforms import normalise
-from faster_lib.faster import Faster, Schedule
-from faster_lib.figures import Figure, Panel, Series, Shares, draw_panels
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import prepare_for_inference
-from faster_lib.optimisation import seeded
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.backbones import Backbone, build_backbone, check_clip_frames
+from faster_lib.models.faster import Faster, Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
-from faster_lib.report import Claim, Row, printed_cell
+from faster_lib.report.figures import Figure, Panel, Series, Shares, draw_panels
+from faster_lib.report.tables import Claim, Row, printed_cell
 from faster_lib.store import circumstances
+from faster_lib.training.optimisation import seeded
 
 PARTS = ("decoding", "expensive network", "cheap network", "aggregation")
 TABLE_5 = {"All C": "All C (Avg pool)", "All E": "All E (Avg pool)", "1:1": "FASTER32"}

@@ -1,0 +1,1 @@
+"""The networks of the paper, in plain PyTorch: they import torch alone."""

@@ -1,0 +1,1 @@
+"""Tables, figures and timing: numbers beside the paper."""
