@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 from faster_lib.data.datasets import EpochDraws, RandomClips
 from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos
-from faster_lib.data.transforms import normalise
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.jobs import count_cores
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
+from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.training.feature_maps import compute_features, freeze, limited_threads

@@ -17,7 +17,8 @@ with warnings.catch_warnings():  # importing it scripts two losses that nobody h
     from fvcore.nn import FlopCountAnalysis
 
 from faster_lib.models.aggregators import Aggregator, build_aggregator
-from faster_lib.models.backbones import build_backbone, check_clip_frames
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Schedule, build_projection
 
 # Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92

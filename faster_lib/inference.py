@@ -11,11 +11,10 @@ from torch import nn
 
 from faster_lib.data.datasets import VideoClips, stack_clips
 from faster_lib.data.loading import decode
-from faster_lib.data.transforms import as_input
 from faster_lib.memory import keep_freed_memory
 from faster_lib.models.aggregators import Aggregator
 from faster_lib.models.backbones import Backbone, fold_batch_norm
-from faster_lib.models.clips import check_clips
+from faster_lib.models.clips import as_input, check_clips
 from faster_lib.models.faster import Faster
 from faster_lib.models.torchvision import TorchvisionBackbone
 

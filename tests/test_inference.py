@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from faster_lib.data.datasets import VideoClips, VideoList
-from faster_lib.data.transforms import normalise
 from faster_lib.data.video import encode_h264
 from faster_lib.inference import TOLERANCE, _sizes_of_calls, prepare_for_inference, score_videos
 from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.models.backbones import TABLE_1, build_backbone
+from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster
 from faster_lib.profiles import load_profile
 

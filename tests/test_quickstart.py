@@ -15,12 +15,13 @@ from torch import nn
 from faster_lib import studies
 from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
 from faster_lib.models.aggregators import build_aggregator
-from faster_lib.models.backbones import build_backbone, describe
+from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.report import tables as report
 from faster_lib.report.figures import Panel, Series, draw_film_strip, draw_panels
+from faster_lib.report.layers import describe
 from faster_lib.training.evaluation import clip_accuracy_percent, watch
 from faster_lib.training.features import FeaturePair, TrainedBackbone
 

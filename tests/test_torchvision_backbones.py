@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.v2 import functional as F
 
-from faster_lib.data.transforms import normalise
 from faster_lib.flops import count_macs
 from faster_lib.models.backbones import build_backbone, fold_batch_norm, load_weights
+from faster_lib.models.clips import normalise
 from faster_lib.models.torchvision import TORCHVISION, crop_px_of
 
 CLASSES = 5

@@ -1,14 +1,12 @@
-"""From decoded frames to network input: scale, crop, flip, normalise.
+"""From decoded frames to clips of bytes: scale, crop, flip.
 
-Clips stay uint8 until `normalise`, which runs on the device: a quarter of the bytes to move between processes.
+Clips stay uint8 until `models.clips.normalise`, which runs on the device: a quarter of the bytes to move.
 """
 
 import torch
 from torchvision.transforms.v2 import functional as F
 
 RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
-PIXEL_MEAN = (110.2, 100.6, 96.0)  # of 0 to 255, RGB. Source: VMZ's 0.43216, 0.394666, 0.37645 on Kinetics
-PIXEL_STD = (58.1, 56.5, 55.3)  # Source: VMZ's 0.22803, 0.22145, 0.216989
 
 _PIECE_FRAMES = 8  # scaled at a time: few enough that they stay in the cache, and that their memory is used again
 
@@ -58,17 +56,3 @@ def resize_short_side(frames: torch.Tensor, side_px: int) -> torch.Tensor:
     if min(clip.shape[-2:]) == side_px:
         return clip
     return F.resize(clip, [side_px], antialias=True)
-
-
-def normalise(clips: torch.Tensor) -> torch.Tensor:
-    """Turn bytes into floats of about zero mean and unit deviation, colour by colour.
-
-    Shape: (..., 3, T, H, W) uint8 -> the same shape, float32
-    """
-    mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-    return torch.sub(clips, mean).div_(std)
-
-
-def as_input(clips: torch.Tensor) -> torch.Tensor:
-    """Normalise clips of bytes; floats are taken to be so already."""
-    return normalise(clips) if clips.dtype == torch.uint8 else clips

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from faster_lib.models.aggregators import Aggregator, Pointwise
-from faster_lib.models.backbones import Backbone, check_clip_frames
+from faster_lib.models.backbones import Backbone
+from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.torchvision import TorchvisionBackbone
 
 

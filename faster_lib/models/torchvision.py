@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from faster_lib.data.transforms import PIXEL_MEAN, PIXEL_STD, as_input
-from faster_lib.models.clips import check_clips
+from faster_lib.models.clips import PIXEL_MEAN, PIXEL_STD, as_input, check_clips
 
 PREFIX = "torchvision/"
 

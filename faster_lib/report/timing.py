@@ -18,11 +18,11 @@ from faster_lib.data.datasets import VideoClips, read_annotations
 from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos
 from faster_lib.data.synthetic import generate
-from faster_lib.data.transforms import normalise
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import prepare_for_inference
 from faster_lib.models.aggregators import build_aggregator
-from faster_lib.models.backbones import Backbone, build_backbone, check_clip_frames
+from faster_lib.models.backbones import Backbone, build_backbone
+from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile

@@ -10,10 +10,10 @@ from accelerate.utils import gather_object
 
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.loading import decode
-from faster_lib.data.transforms import normalise
 from faster_lib.inference import PreparedBackbone, prepare_for_inference
 from faster_lib.memory import keep_freed_memory
 from faster_lib.models.backbones import Backbone, fold_batch_norm
+from faster_lib.models.clips import normalise
 from faster_lib.profiles import Profile
 from faster_lib.store import Entry
 from faster_lib.training.feature_store import Maps, Request, scale_of

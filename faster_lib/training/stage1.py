@@ -16,11 +16,11 @@ from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList
 from faster_lib.data.layouts import folder_of
 from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos, what_videos_depend_on
-from faster_lib.data.transforms import normalise
 from faster_lib.data.video import VideoError
 from faster_lib.jobs import count_cores
 from faster_lib.memory import keep_freed_memory
-from faster_lib.models.backbones import Backbone, build_backbone, check_clip_frames, load_weights
+from faster_lib.models.backbones import Backbone, build_backbone, load_weights
+from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.faster import Schedule
 from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
