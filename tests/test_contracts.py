@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,45 +24,48 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
-LAYERS = (
-    ("paths", "memory", "paper", "profiles", "store", "jobs"),
-    ("data.*", "models.*"),
-    ("flops", "inference"),
-    ("training.*", "report.*", "studies.*", "sota", "shipping", "site", "status", "sweep"),
-    ("estimate", "dryrun"),
+# Folders and modules of the library, by floor: a module imports only from its own folder and from floors above it.
+FLOORS = (
+    ("models",),
+    ("paths", "paper"),
+    ("profiles", "provenance"),
+    ("store", "flops"),
+    ("data",),
+    ("inference",),
+    ("training",),
+    ("report",),
 )
+# The reading path, in the README's order; a folder stands for its modules.
+READING_PATH = ("models", "flops", "paper", "data", "training.stage1", "training.stage2", "training.evaluation")
+NOT_IN_PATH = ("data.index",)
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
     "decord": {"data.video"},
     "av": {"data.video"},
-    "torchvision.models": {"models.torchvision"},
     "torchvision.transforms": {"data.transforms"},
-    "torchvision": set(),
-    "pebble": {"data.scan"},
+    "torchvision": {"models.torchvision"},
+    "pebble": {"data.index"},
     "fvcore": {"flops"},
-    "joblib": {"jobs"},
-    "threadpoolctl": {"data.loading"},
+    "joblib": {"data.datasets"},
+    "threadpoolctl": {"data.datasets"},
     "yaml": {"profiles"},
     "pydantic": {"profiles"},
     "matplotlib": {"report.figures", "report.tables"},
-    "seaborn": {"report.figures", "report.tables"},
+    "seaborn": {"report.figures"},
     "sklearn": {"training.evaluation"},
-    "pandas": {"report.tables", "site", "status", "studies.ratios", "sweep"},
-    "nbconvert": {"site"},
-    "nbformat": {"site"},
-    "jinja2": {"site"},
-    "submitit": {"sweep"},
-    "accelerate": {"training.loop", "training.ranks", "training.evaluation", "training.feature_maps"},
+    "pandas": {"report.tables"},
+    "accelerate": {"training.loop", "training.evaluation", "training.features"},
     "tensorboard": set(),
 }
+BUDGETS = yaml.safe_load((ROOT / "tests" / "budgets.yaml").read_text(encoding="utf-8"))
 # What the check of the profile itself reads, and nothing else need: it says which of root and scene must be there.
 CHECKED_ONLY = {("data", "source")}
 
 
-def layer_of(module: str) -> int:
-    short = module.removeprefix("faster_lib.")
-    (layer,) = (i for i, row in enumerate(LAYERS) if short in row or re.sub(r"\..*", ".*", short) in row)
-    return layer
+def floor_of(module: str) -> int:
+    part = module.removeprefix("faster_lib.").split(".")[0]
+    (floor,) = (number for number, names in enumerate(FLOORS) if part in names)
+    return floor
 
 
 def imports_of(tree: ast.AST) -> set[str]:
@@ -83,10 +87,29 @@ def modules_used_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_its_own_layer_and_those_above(module):
+def test_a_module_imports_only_from_its_own_folder_and_from_floors_above(module):
     for used in modules_used_by(module):
         assert used in MODULES, f"imports {used}, which is no module"
-        assert layer_of(used) <= layer_of(module), f"imports {used} of a layer below"
+        is_own = used.split(".")[1] == module.split(".")[1]
+        assert is_own or floor_of(used) < floor_of(module), f"imports {used}, which is not above it"
+
+
+def test_there_are_at_most_nine_floors():
+    assert len(FLOORS) <= 9
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("faster_lib.models.")])
+def test_a_network_needs_torch_alone(module):
+    standard = set(sys.stdlib_module_names) | {"torch", "faster_lib"}
+    more = (
+        {"safetensors"}
+        if module.endswith(".weights")
+        else {"torchvision"}
+        if module.endswith(".torchvision")
+        else set()
+    )
+    assert {name.split(".")[0] for name in imports_of(TREES[module])} <= standard | more
+    assert all(used.startswith("faster_lib.models.") for used in modules_used_by(module))
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -105,19 +128,23 @@ def test_an_outside_package_enters_through_its_own_door(module):
             assert module.removeprefix("faster_lib.") in allowed, f"{name} may enter only through {allowed}"
 
 
-# What puts experiments side by side with the paper and shows them, as against what the experiments run on.
-TELLING = (
-    *("paper", "report", "site", "studies", "sota"),
-    *("shipping", "dryrun", "estimate", "status", "sweep"),
-)
-
-
-def test_the_library_stays_thin():
+def test_the_library_stays_within_its_budgets():
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY.rglob("*.py")}
-    assert max(lines.values()) <= 340, max(lines, key=lines.get)
-    telling = {path for path in lines if path.relative_to(LIBRARY).parts[0].removesuffix(".py") in TELLING}
-    assert sum(lines[path] for path in set(lines) - telling) <= 5500
-    assert sum(lines[path] for path in telling) <= 3600
+    assert max(lines.values()) <= BUDGETS["module"], max(lines, key=lines.get)
+    assert sum(lines.values()) <= BUDGETS["library"]
+    names = {path: ".".join(path.relative_to(LIBRARY).with_suffix("").parts) for path in lines}
+    path = [p for p, name in names.items() if name.startswith(READING_PATH) and not name.startswith(NOT_IN_PATH)]
+    assert sum(lines[p] for p in path) <= BUDGETS["reading_path"]
+
+
+def test_no_two_public_things_share_a_name():
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    owners: dict[str, list[str]] = {}
+    for module, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, kinds) and not node.name.startswith("_") and node.name != "main":
+                owners.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}
 
 
 @pytest.mark.parametrize("module", MODULES)

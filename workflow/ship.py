@@ -1,4 +1,10 @@
-"""The trained networks that come with the repository: made by their manifest's commands, compared, and replaced."""
+"""Train the clip networks that come with the repository: by their manifest's commands, compared, and replaced.
+
+    python workflow/ship.py --profile tiny
+
+Each network is trained by the command that `params/weights/manifest.json` will name. An interrupted run goes on; for a
+run from nothing, remove runs/retrain first.
+"""
 
 import argparse
 import hashlib
@@ -10,19 +16,18 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load
 
-from faster_lib.data.sampling import num_clips_covering
+from faster_lib.data.datasets import num_clips_covering
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT, RUNS, WEIGHTS
-from faster_lib.profiles import FOLDED, Profile, load_profile
+from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest, write_whole
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
-from faster_lib.training.stage1 import backbone_entry, train_backbone
+from faster_lib.training.stage1 import name_backbone, train_backbone
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +42,19 @@ def pairs_of(profile: Profile, lengths: Sequence[int]) -> list[tuple[str, str, i
 
 
 def folds_of(profile: Profile) -> list[Profile]:
-    """Give the profile on each of its set's three official splits, or alone where the set has none."""
-    return [profile.in_fold(fold) for fold in (1, 2, 3)] if profile.data.source in FOLDED else [profile]
+    """Give the profile on each of its set's three splits, or alone where the set has none."""
+    return [profile] if profile.data.fold is None else [profile.in_fold(fold) for fold in (1, 2, 3)]
 
 
 def training_command(profile: Profile, network: str, clip_frames: int, folder: str) -> str:
     """Give the command that trains one network anew in a folder of its own, the shipped one left aside."""
     fold = "" if profile.data.fold is None else f" --fold {profile.data.fold}"
     options = f"--profile {profile.name}{fold} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
-    return f"python -m faster_lib.training.stage1 {options}"
+    return f"python -m faster_lib.training {options}"
 
 
 def shipped_lengths(profile: Profile) -> list[int]:
-    """Give the clip lengths L for which a profile has shipped networks; those of the paper where it has none.
-
-    Source: FASTER (AAAI 2020), Table 2.
-    """
+    """Give the clip lengths L for which a profile has shipped networks; those of the paper where it has none."""
     commands = [about["command"] for about in read_manifest().values() if about["profile"] == profile.name]
     return sorted({int(command.split(" -L ")[1].split()[0]) for command in commands}) or [8, 16, 32]
 
@@ -72,10 +74,9 @@ def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, 
         list(pool.map(_run, commands.values()))
     accuracies = {fold: _measure(each, pairs, runs) for fold, each in folds.items()}
     weights.mkdir(parents=True, exist_ok=True)
-    before = read_manifest(weights)
-    manifest = {key: about for key, about in before.items() if about["profile"] != profile.name}
+    manifest = {key: about for key, about in read_manifest(weights).items() if about["profile"] != profile.name}
     for (fold, name, L), command in commands.items():
-        entry = backbone_entry(folds[fold], name, L, runs=runs)
+        entry = name_backbone(folds[fold], name, L, runs=runs).entry
         content = (entry.path / "weights.safetensors").read_bytes()
         log.info("%s: %s", entry.path.name, compare_weights(content, weights / f"{entry.path.name}.safetensors"))
         write_whole(weights / f"{entry.path.name}.safetensors", content)
@@ -109,9 +110,7 @@ def _run(command: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
-def _measure(
-    profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path
-) -> dict[tuple[str, int], dict[str, Any]]:
+def _measure(profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path) -> dict[tuple[str, int], dict]:
     """Average all clips' scores of each network over the test videos."""
     found = {}
     for expensive, cheap, L in pairs:
@@ -120,13 +119,13 @@ def _measure(
         cells = {name: ("avg_pool", Schedule(letter * num_clips)) for name, letter in ((expensive, "E"), (cheap, "C"))}
         results = measure_all(FeaturePair(profile, *networks, runs=runs), cells.values(), seeds=[0], split="test")
         for name, cell in cells.items():
-            found[name, L] = {"split": "test", "clips": num_clips, "video@1 of averaging": results[cell][0]["video@1"]}
+            found[name, L] = {"split": "test", "clips": num_clips, "video@1 of averaging": results[cell][0].video1}
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train a profile's networks anew and ship them: `params/weights/`, with their manifest."""
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.shipping", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python workflow/ship.py", description=main.__doc__)
     parser.add_argument("--profile", default="tiny", help="a file in params/")
     parser.add_argument("--lengths", type=int, nargs="+", help="frames per clip; those shipped unless given")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")

@@ -1,11 +1,11 @@
-"""The files of a feature store: shards whose names say what they hold, verified and then read bit by bit."""
+"""The files of a store of feature maps: shards whose names say what they hold, verified and then read bit by bit."""
 
 import hashlib
 import logging
 import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,27 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from faster_lib.store import Entry, write_whole
-from faster_lib.training.ranks import find_ranks, tell_all
+from faster_lib.training.loop import find_ranks, tell_all
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"shard_(\d+)-(\d+)-([0-9a-f]{16})\.safetensors")
-Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # indices of videos (B,), a view of each (B,), clips (B, n)
-Maps = tuple[torch.Tensor, torch.Tensor]  # float32 (B, n, C, l, h, w) of the expensive and of the cheap network
-
-
-class Product(NamedTuple):
-    """A quantity with the factors that make it."""
-
-    factors: tuple[tuple[int, str], ...]
-
-    @property
-    def value(self) -> int:
-        """The factors multiplied."""
-        return math.prod(number for number, _ in self.factors)
-
-    def __str__(self) -> str:
-        return " × ".join(f"{number:,} {what}" for number, what in self.factors)
+_SHARD = re.compile(r"shard_(\d+)-(\d+)-([0-9a-f]{16})\.safetensors")
 
 
 class Shard(NamedTuple):
@@ -46,22 +30,8 @@ class Shard(NamedTuple):
     sha256: str
 
 
-def check_disk(folder: Path, sizes: Sequence[Product]) -> None:
-    """See whether files of these sizes fit the disk on which a folder lies.
-
-    Raises: OSError if they do not, with the arithmetic.
-    """
-    needed, free = sum(size.value for size in sizes), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"the feature maps need {needed:,} bytes ({' + '.join(map(str, sizes))}), but {free:,} are free in {folder}"
-            "; free some, set FASTER_RUNS to a larger disk, or write loading.features: on_the_fly in the profile, "
-            "which stores none"
-        )
-
-
 def write_shard(folder: Path, videos: range, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a shard; it is there whole or not at all."""
+    """Write a shard under the hash of its content; it is there whole or not at all."""
     content = save(tensors)
     digest = hashlib.sha256(content).hexdigest()[:16]
     write_whole(folder / f"shard_{videos.start:07d}-{videos.stop:07d}-{digest}.safetensors", content)
@@ -69,7 +39,7 @@ def write_shard(folder: Path, videos: range, tensors: dict[str, torch.Tensor]) -
 
 def list_shards(folder: Path) -> list[Shard]:
     """List a store's shards, in the order of their videos."""
-    named = [(path, _NAME.fullmatch(path.name)) for path in sorted(folder.glob("shard_*.safetensors"))]
+    named = [(path, _SHARD.fullmatch(path.name)) for path in sorted(folder.glob("shard_*.safetensors"))]
     return [Shard(path, range(int(name[1]), int(name[2])), name[3]) for path, name in named if name]
 
 
@@ -90,11 +60,12 @@ def drop_damaged(entry: Entry) -> None:
     Every shard is read for that once a process, unless it has changed since. Several ranks share them out.
     """
     ranks = find_ranks()
-    shards = tell_all(list_shards(entry.path))
-    for shard in shards[ranks.process_index :: ranks.num_processes]:
-        if not _is_intact(shard):
-            log.warning("%s is damaged; its features are computed again", shard.path)
-            shard.path.unlink(missing_ok=True)
+    for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
+        if shard.path.is_file():
+            about = shard.path.stat()
+            if not _has_hash(shard.path, shard.sha256, about.st_size, about.st_mtime_ns):
+                log.warning("%s is damaged; its features are computed again", shard.path)
+                shard.path.unlink(missing_ok=True)
     ranks.wait_for_everyone()
     if ranks.is_main_process and entry.is_complete:
         videos = entry.record["measures"]["videos"]
@@ -105,21 +76,13 @@ def drop_damaged(entry: Entry) -> None:
     ranks.wait_for_everyone()
 
 
-def _is_intact(shard: Shard) -> bool:
-    try:
-        about = shard.path.stat()
-    except FileNotFoundError:  # another process has removed it
-        return False
-    return _has_hash(shard.path, shard.sha256, about.st_size, about.st_mtime_ns)
-
-
 @cache
 def _has_hash(path: Path, sha256: str, *_as_long_as: int) -> bool:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256)
 
 
-class _Store:
+class ShardReader:
     """One network's shards. No file is open but while it is read, and no more of it is read than is asked for."""
 
     def __init__(self, folder: Path):
@@ -133,43 +96,28 @@ class _Store:
         self.targets, self.square_sums = (torch.cat(parts) for parts in zip(*kept, strict=True))
 
     def read(self, videos: torch.Tensor, views: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """Read n clips of B videos: (B,), (B,), (B, n) -> (B, n, C, l, h, w), half precision turned to single."""
         found = torch.empty(*clips.shape, *self.shape[2:], dtype=torch.float16)
         numbers = torch.bucketize(videos, self.stops, right=True)
         for number in numbers.unique().tolist():
             shard, rows = self.shards[number], (numbers == number).nonzero().flatten()
+            places = (videos[rows] - shard.videos.start, views[rows])
             with safe_open(shard.path, "pt") as file:
                 maps = file.get_tensor("features")  # mapped: only what is taken from it is read
-                places = (videos[rows] - shard.videos.start, views[rows])
                 found[rows] = maps[places[0][:, None], places[1][:, None], clips[rows]]
         return found.float()
 
 
-class StoredFeatures:
-    """The feature maps of a split's videos by both networks, in shards that have been verified.
+def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:
+    """See whether files of these sizes, each a product, fit the disk on which a folder lies.
 
-    Args:
-        entries: the expensive and the cheap network's.
+    Raises: OSError if they do not, with the arithmetic.
     """
-
-    def __init__(self, entries: Sequence[Entry]):
-        self.stores = tuple(_Store(entry.path) for entry in entries)
-        self.targets = self.stores[0].targets
-        self.num_views, self.num_clips = self.stores[0].shape[:2]
-
-    def read_each(self, requests: Iterable[Request]) -> Iterator[Maps]:
-        """Read some clips' maps of some videos for each request, in half precision turned to single.
-
-        Shape: videos (B,), views (B,), clips (B, n) -> (B, n, C, l, h, w) of the expensive, of the cheap network
-        """
-        for request in requests:
-            yield tuple(store.read(*request) for store in self.stores)
-
-    @property
-    def scales(self) -> tuple[float, float]:
-        """By which the maps of (expensive, cheap) are multiplied to have a mean square of 1."""
-        return tuple(scale_of(store.square_sums, store.shape) for store in self.stores)
-
-
-def scale_of(square_sums: torch.Tensor, shape: Sequence[int]) -> float:
-    """Give the factor that brings features to a mean square of 1, from the sum of squares of each video's."""
-    return (square_sums.sum() / (len(square_sums) * math.prod(shape))).rsqrt().item()
+    needed, free = sum(map(math.prod, sizes)), shutil.disk_usage(folder).free
+    if needed > free:
+        products = " + ".join(" × ".join(map(str, size)) for size in sizes)
+        raise OSError(
+            f"the feature maps need {needed:,} bytes ({products}: videos × views × clips × channels × frames × rows × "
+            f"columns × bytes), but {free:,} are free in {folder}; free some, set FASTER_RUNS to a larger disk, or write "
+            "loading.features: on_the_fly in the profile, which stores none"
+        )

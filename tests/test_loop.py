@@ -1,4 +1,4 @@
-"""Tests of faster_lib.training.loop: two processes train the networks that one would, and score the same videos."""
+"""Tests of the training loop: two processes train the networks that one would, and score the same videos."""
 
 import itertools
 import json
@@ -11,40 +11,41 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import yaml
-from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from faster_lib.data.datasets import EpochDraws
-from faster_lib.data.sources import load_videos
-from faster_lib.paths import PARAMS
-from faster_lib.profiles import load_profile, parse_profile
-from faster_lib.training import loop as engine
-from faster_lib.training.optimisation import seeded
+from faster_lib.data.index import load_videos
+from faster_lib.paths import ROOT
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.training import loop
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 def odd_profile(**engine_changes):
     """Batches of 5 videos, which two processes cannot halve, and a last batch of stage 2 with one video for both."""
-    content = yaml.safe_load((PARAMS / "smoke.yaml").read_text(encoding="utf-8"))
-    content["scene"]["videos"] = {"train": 16, "test": 16, "val": 16}
-    content["backbone_training"] |= {"batch_frames": 40, "iterations": 4, "optimiser": "sgd", "learning_rate": 0.1}
-    content["aggregator_training"] |= {"batch_videos": 5, "optimiser": "sgd", "learning_rate": 0.05}
-    content["engine"] |= engine_changes
-    return parse_profile({"name": "odd", **content}, source="odd")
+    changes = {
+        "scene": {"videos": {"train": 16, "test": 16, "val": 16}},
+        "backbone_training": {"batch_frames": 40, "iterations": 4, "optimiser": "sgd", "learning_rate": 0.1},
+        "aggregator_training": {"batch_videos": 5, "optimiser": "sgd", "learning_rate": 0.05},
+        "engine": engine_changes,
+    }
+    smoke = load_profile("smoke")
+    parts = {name: getattr(smoke, name).model_copy(update=change) for name, change in changes.items()}
+    return smoke.model_copy(update={"name": "odd", **parts})
 
 
 def launch(profile, processes: int, runs, *arguments: str) -> str:
     """Run the training command as a user would, with a profile of its own in a folder."""
     program = runs.parent / "program.py"
     program.write_text(
-        "import sys\nfrom faster_lib import training\nfrom faster_lib.profiles import Profile\n"
+        "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as command, loop\n"
+        "from tests.ranked_batch_norm import synchronise\nloop.synchronise_batch_norm = synchronise\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
-        "training.load_profile = lambda name: profile\ntraining.main()\n"
+        "command.load_profile = lambda name: profile\ncommand.main()\n"
     )
-    environment = os.environ | {"FASTER_RUNS": str(runs), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"FASTER_RUNS": str(runs), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*LAUNCH, str(processes), str(program), "--profile", "odd", "-L", "8", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ACCELERATE_USE_CPU": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -57,31 +58,31 @@ def both(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(f"by_{n}") / "runs" for n in (1, 2)]
     for number, runs in enumerate(folders, start=1):
         if number == 2:
-            runs.mkdir()
-            (runs / "videos").symlink_to(folders[0] / "videos")
+            (runs / "odd").mkdir(parents=True)
+            (runs / "odd" / "videos").symlink_to(folders[0] / "odd" / "videos")
         launch(odd_profile(), number, runs, "--stage", "aggregator", "--ratio", "1")
     return folders
 
 
 def weights_of(runs, kind: str) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.parent.name.rsplit("-", 1)[0]: load_file(path) for path in runs.glob(f"{kind}/*/weights.safetensors")}
+    return {path.parent.name.rsplit("-", 1)[0]: load_file(path) for path in runs.glob(f"odd/{kind}/*/weights.safetensors")}
 
 
 def records_of(runs, kind: str) -> dict[str, dict]:
-    found = [json.loads(path.read_text()) for path in runs.glob(f"{kind}/*/record.json")]
+    found = [json.loads(path.read_text()) for path in runs.glob(f"odd/{kind}/*/record.json")]
     return {(r["depends"].get("network") or r["depends"]["aggregator"]): r["measures"] for r in found}
 
 
-@pytest.mark.parametrize("kind", ["backbones", "aggregators"])
+@pytest.mark.parametrize("kind", ["networks", "aggregators"])
 def test_two_processes_train_the_same_weights_with_the_same_losses_as_one(both, kind):
     one, two = (weights_of(runs, kind) for runs in both)
-    assert one.keys() == two.keys() and len(one) == (2 if kind == "backbones" else 1)
+    assert one.keys() == two.keys() and len(one) == (2 if kind == "networks" else 1)
     for network, weights in one.items():
         for name, weight in weights.items():
             assert torch.allclose(weight.float(), two[network][name].float(), rtol=2e-3, atol=2e-4), (network, name)
     for name, measures in records_of(both[0], kind).items():
         other = records_of(both[1], kind)[name]
-        if kind == "backbones":
+        if kind == "networks":
             assert other["first_losses"] == pytest.approx(measures["first_losses"], rel=1e-4)
             assert len(set(measures["first_losses"])) == 4, "each step saw other clips"
         else:
@@ -101,9 +102,9 @@ def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_
         runs = tmp_path / str(processes) / "runs"
         videos = load_videos(profile, "train", runs=runs)
         for number in (3, 5):
-            videos.paths[number].write_bytes(b"no video")
+            videos.videos[number].path.write_bytes(b"no video")
         launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs))
-    (one,), (two,) = (records_of(tmp_path / n / "runs", "backbones").values() for n in ("1", "2"))
+    (one,), (two,) = (records_of(tmp_path / n / "runs", "networks").values() for n in ("1", "2"))
     assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-4)
     assert {Path(path).name for path in one["skipped"]} == {Path(path).name for path in two["skipped"]}
     assert len(one["skipped"]) == 2
@@ -136,15 +137,15 @@ def batches_of(first, mine, parts):
 def fit_small(folder, *, dropout: float = 0.3, before=lambda step: None, steps: int = 8, **changes):
     smoke = load_profile("smoke")
     settings = smoke.backbone_training.model_copy(update={"checkpoint_iterations": 3, "optimiser": "adamw"})
-    network = seeded(0, Small)
+    network = loop.seeded(0, Small)
     network.layers[1].p = dropout
 
     def compute(network, part):
         before(task.steps)
         return network(part.x), part.targets
 
-    task = engine.Task(
-        label="small",
+    task = loop.Task(
+        folder=folder / "networks" / "small-0",
         settings=settings,
         engine=smoke.engine.model_copy(update=changes),
         steps=steps,
@@ -152,11 +153,9 @@ def fit_small(folder, *, dropout: float = 0.3, before=lambda step: None, steps: 
         seed=3,
         batches=batches_of,
         compute=compute,
-        checkpoint=folder / "checkpoint.safetensors",
-        curves=folder / "tensorboard",
         kept_losses=2,
     )
-    found = engine.fit(network, task)
+    found = loop.run_training(network, task)
     return {name: value.clone() for name, value in network.state_dict().items()}, found
 
 
@@ -194,8 +193,8 @@ def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_
     assert signal.getsignal(signal.SIGTERM) is handler
     if stop == "sigterm":
         assert caught.value.code == 143
-    with safe_open(tmp_path / "cut" / "checkpoint.safetensors", "pt") as file:
-        kept = json.loads(file.metadata()["state"])["progress"]["iteration"]
+    state = torch.load(tmp_path / "cut" / "networks" / "small-0" / loop.CHECKPOINT, weights_only=True)
+    kept = state["progress"]["iteration"]
     assert kept == (3 if stop == "error" else 6)  # by SIGTERM: the step at hand and the next, which sees the signal
     torch.manual_seed(99)  # another process would be elsewhere
     again, found = fit_small(tmp_path / "cut")
@@ -207,9 +206,9 @@ def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_
 
 def test_the_curves_hold_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
     fit_small(tmp_path, steps=6)
-    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves = EventAccumulator(str(tmp_path / "tensorboard" / "small-0"))
     curves.Reload()
-    names = {"loss", "accuracy", "learning rate", "samples per second", "data wait share", "peak memory (MB)"}
+    names = {"loss", "accuracy", "learning rate", "samples per second", "data wait share", "peak memory (MiB)"}
     assert set(curves.Tags()["scalars"]) == names
     assert [event.step for event in curves.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert all(0 <= event.value <= 1 for event in curves.Scalars("data wait share"))
