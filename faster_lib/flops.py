@@ -6,7 +6,6 @@ cost is composed of its clips' costs, each network being counted once.
 
 import functools
 import itertools
-import logging
 import warnings
 
 import torch
@@ -103,16 +102,18 @@ def running_gmacs(
     check_clip_frames(L)
     if isinstance(size_px, bool) or not isinstance(size_px, int) or size_px < 1:
         raise ValueError(f"size_px is {size_px!r}; it must be a whole number of pixels, 224 in the paper")
-    schedule = Schedule(schedule)
-    networks = {"E": expensive, "C": cheap}
+    networks, schedule = {"E": expensive, "C": cheap}, Schedule(schedule)
     clip = {letter: _clip_macs(networks[letter], L, size_px) for letter in sorted(set(schedule))}
     step = 0
     if aggregator is not None:
-        reference = _built(expensive)
+        reference = _shaped(expensive)
         size = reference.feature_size((L, size_px, size_px))
-        step = _step_macs(aggregator, reference.channels, size)
+        is_named = isinstance(aggregator, str)
+        step = _named_step_macs(aggregator, reference.channels, size) if is_named else step_macs(aggregator, size)
         if step and "C" in clip:  # averaging scores needs no maps of one size
-            clip["C"] += _projection_macs(_built(cheap).channels, reference.channels, size)
+            projection = build_projection(_shaped(cheap).channels, reference.channels)
+            if projection is not None:
+                clip["C"] += count_macs(projection, torch.zeros(1, projection.in_channels, *size))
     spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
     return [total / 1e9 for total in spent]
 
@@ -121,16 +122,11 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     """Count one step of an aggregator on feature maps of l, h, w; averaging scores costs nothing."""
     if aggregator.aggregates_scores:
         return 0
-    feature = torch.zeros(1, aggregator.channels, *feature_size)
-    return count_macs(_Step(aggregator), (feature,))
+    return count_macs(_Step(aggregator), torch.zeros(1, aggregator.channels, *feature_size))
 
 
 class _Step(nn.Module):
-    """One step from a state made of the same feature, so that a state of any form is made inside.
-
-    Shape: (1, C, l, h, w) -> (1, C)
-    Source: ours, for counting.
-    """
+    """One step from a state made of the same feature, so that a state of any form is made inside."""
 
     def __init__(self, aggregator: Aggregator):
         super().__init__()
@@ -138,6 +134,11 @@ class _Step(nn.Module):
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         return self.aggregator.read(self.aggregator(feature, self.aggregator(feature)))
+
+
+@functools.cache
+def _named_step_macs(name: str, channels: int, feature_size: tuple[int, int, int]) -> int:
+    return step_macs(build_aggregator(name, channels), feature_size)
 
 
 def _clip_macs(network: str | nn.Module, clip_frames: int, size_px: int) -> int:
@@ -151,34 +152,10 @@ def _named_clip_macs(name: str, clip_frames: int, size_px: int) -> int:
     return _clip_macs(build_backbone(name), clip_frames, size_px)
 
 
-def _built(network: str | nn.Module) -> nn.Module:
-    return _named_shapes(network) if isinstance(network, str) else network
-
-
-@functools.cache
-def _named_shapes(name: str) -> nn.Module:
+def _shaped(network: str | nn.Module) -> nn.Module:
     with torch.device("meta"):  # shapes without numbers
-        return build_backbone(name)
-
-
-def _projection_macs(cheap_channels: int, channels: int, feature_size: tuple[int, int, int]) -> int:
-    projection = build_projection(cheap_channels, channels)
-    return 0 if projection is None else count_macs(projection, torch.zeros(1, cheap_channels, *feature_size))
-
-
-def _step_macs(aggregator: str | Aggregator, channels: int, feature_size: tuple[int, int, int]) -> int:
-    if isinstance(aggregator, str):
-        return _named_step_macs(aggregator, channels, feature_size)
-    return step_macs(aggregator, feature_size)
-
-
-@functools.cache
-def _named_step_macs(name: str, channels: int, feature_size: tuple[int, int, int]) -> int:
-    return step_macs(build_aggregator(name, channels), feature_size)
+        return build_backbone(network) if isinstance(network, str) else network
 
 
 def _count_nothing(inputs: list, outputs: list) -> int:
     return 0
-
-
-logging.getLogger("fvcore").setLevel(logging.ERROR)  # it would warn of the operators that are checked here

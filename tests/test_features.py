@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from faster_lib.data.loading import decode
-from faster_lib.models.backbones import build_backbone, fold_batch_norm
+from faster_lib.inference import fold_batch_norm
+from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT

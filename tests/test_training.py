@@ -420,7 +420,7 @@ def test_macro_f1_counts_every_class_alike_whatever_its_share():
     features = held(maps, maps, torch.tensor([0, 0, 0, 1]))
     census = {"expected": 5, "used": 4, "missing": 1, "corrupt": 0}
     pair = SimpleNamespace(profile=SMOKE, open=lambda split, num_clips: features, census=lambda split: census)
-    model = SimpleNamespace(schedule="E", from_features=lambda expensive, cheap: expensive[:, 0])
+    model = SimpleNamespace(schedule=Schedule("E"), from_features=lambda maps: maps[0])
     found = evaluation.evaluate(model, pair, "test")
     assert found["video@1"] == 75 and found["correct"] == "1101" and found["commonest"] == 75
     assert found["video@1 of expected"] == 60 and {key: found[key] for key in census} == census

@@ -1,29 +1,16 @@
-"""The clip-level networks of Table 1, as data read by one builder, and the way to all other networks and weights."""
+"""The clip networks of Table 1, as data read by one builder, and the way to torchvision's networks and to weights."""
 
-import copy
-import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, as_input, check_clips
-from faster_lib.models.torchvision import (
-    PREFIX,
-    TORCHVISION,
-    TorchvisionBackbone,
-    build_torchvision,
-    fetch_weights,
-    rename_weights,
-)
+from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, ClipNetwork, as_input, check_clips
 from faster_lib.models.weights import fit_weights, is_weight_file, read_weights
 
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
-
-
 SPACE_STRIDE = 32  # Source: Table 1, 224 pixels become 7
 
 
@@ -89,10 +76,11 @@ class Bottleneck(nn.Module):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-class Backbone(nn.Module):
+class Backbone(ClipNetwork):
     """A clip network of Table 1: stem, max pooling, four stages, global average pooling, one fully-connected layer.
 
-    Shape: (B, 3, L, H, W) float -> (B, num_classes) logits; L a multiple of 8.
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8.
+        Feature maps are (B, channels, L/8, H/32, W/32), the sizes of space rounded up.
     Raises: ValueError if the clips have another shape.
     Source: FASTER (AAAI 2020), Table 1.
     """
@@ -115,37 +103,25 @@ class Backbone(nn.Module):
                 channels = EXPANSION * scale(stage.width)
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.channels = channels  # of the feature map
+        self.channels = channels
         self.classifier = nn.Linear(channels, num_classes)
         _initialise(self)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the feature map x_t of the last convolutional layer.
-
-        Shape: (B, 3, L, H, W), normalised or uint8 -> (B, channels, L/8, H/32, W/32), the sizes of space rounded up
-        """
         check_clips(clips)
         return self.stages(self.pool(self.stem(as_input(clips))))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
         clip_frames, *sides = clip_size
         return clip_frames // CLIP_FRAMES_MULTIPLE, *(math.ceil(side / SPACE_STRIDE) for side in sides)
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool a feature map globally and score it.
-
-        Shape: (B, channels, l, h, w) -> (B, num_classes) logits
-        """
         return self.classifier(features.mean(dim=(-3, -2, -1)))
-
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(clips))
 
 
 def build_backbone(
     name: str, num_classes: int = 400, width: float = 1.0, weights: str | Path | None = None
-) -> Backbone | TorchvisionBackbone:
+) -> ClipNetwork:
     """Build a network of Table 1 or one of torchvision's, with fresh weights unless some are given.
 
     Args:
@@ -161,17 +137,19 @@ def build_backbone(
         raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
     if name in TABLE_1:
         network = Backbone(TABLE_1[name], num_classes=num_classes, width=width)
-    elif isinstance(name, str) and name.startswith(PREFIX):
-        network = build_torchvision(name.removeprefix(PREFIX), num_classes, width)
+    elif isinstance(name, str) and name.startswith("torchvision/"):
+        from faster_lib.models.torchvision import build_torchvision  # here, since Table 1 needs torch alone
+
+        network = build_torchvision(name, num_classes, width)
     else:
-        known = ", ".join([*TABLE_1, *(PREFIX + other for other in TORCHVISION)])
-        raise ValueError(f"unknown network {name!r}; choose one of {known}")
+        known = ", ".join(TABLE_1)
+        raise ValueError(f"unknown network {name!r}; choose one of {known}, or torchvision's, such as torchvision/s3d")
     if weights is not None:
         load_weights(network, weights)
     return network
 
 
-def load_weights(network: Backbone | TorchvisionBackbone, weights: str | Path) -> None:
+def load_weights(network: ClipNetwork, weights: str | Path) -> None:
     """Put weights into a network; a classifier of another number of classes is left out, with a warning.
 
     Args:
@@ -180,29 +158,15 @@ def load_weights(network: Backbone | TorchvisionBackbone, weights: str | Path) -
 
     Raises: ValueError for an unknown name, a file that holds code, or weights whose keys or shapes do not match.
     """
-    is_torchvision = isinstance(network, TorchvisionBackbone)
-    if is_weight_file(weights):
-        found = read_weights(Path(weights).expanduser())
-    elif is_torchvision:
-        found = fetch_weights(network, str(weights))
-    else:
+    is_file = is_weight_file(weights)
+    found = read_weights(Path(weights).expanduser()) if is_file else None
+    if not isinstance(network, Backbone):
+        from faster_lib.models.torchvision import fetch_weights, rename_weights
+
+        found = rename_weights(found if is_file else fetch_weights(network, str(weights)))
+    elif not is_file:
         raise ValueError(f"weights is {weights!r}; for a network of Table 1 it must end in .safetensors, .pth or .pt")
-    fit_weights(network, rename_weights(found) if is_torchvision else found, str(weights))
-
-
-def fold_batch_norm(network: Backbone | TorchvisionBackbone) -> Backbone | TorchvisionBackbone:
-    """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
-
-    The copy computes the same to rounding. A batch norm stays where no convolution comes straight before it in the same
-    sequence, as some of torchvision's do; Table 1's networks keep none.
-    """
-    folded = copy.deepcopy(network).eval()
-    for part in folded.modules():
-        if isinstance(part, nn.Sequential):
-            for place, (first, second) in enumerate(itertools.pairwise(list(part))):
-                if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
-                    part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-    return folded
+    fit_weights(network, found, str(weights))
 
 
 def factorised_width(width: int) -> int:

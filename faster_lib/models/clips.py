@@ -1,10 +1,40 @@
-"""The form of a clip that every network takes, and how its bytes become numbers."""
+"""A clip, how its bytes become numbers, and what every network over clips offers."""
+
+from abc import ABC, abstractmethod
 
 import torch
+from torch import nn
 
 PIXEL_MEAN = (110.2, 100.6, 96.0)  # of 0 to 255, RGB. Source: VMZ's 0.43216, 0.394666, 0.37645 on Kinetics
 PIXEL_STD = (58.1, 56.5, 55.3)  # Source: VMZ's 0.22803, 0.22145, 0.216989
 CLIP_FRAMES_MULTIPLE = 8  # Source: Table 1, every network turns L frames into a feature map of L/8
+
+
+class ClipNetwork(nn.Module, ABC):
+    """A network that turns a clip into a feature map, and a feature map into scores.
+
+    It has `channels`, those of its feature map, and a linear `classifier`.
+
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8
+    Source: FASTER (AAAI 2020), "Problem Formulation".
+    """
+
+    channels: int
+
+    @abstractmethod
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        """Compute the feature map x_t: (B, 3, L, H, W), normalised or uint8 -> (B, channels, l, h, w)."""
+
+    @abstractmethod
+    def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
+
+    @abstractmethod
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Pool a feature map globally and score it: (B, channels, l, h, w) -> (B, num_classes) logits."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(clips))
 
 
 def check_clips(clips: torch.Tensor) -> None:

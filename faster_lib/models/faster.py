@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from faster_lib.models.aggregators import Aggregator, Pointwise
-from faster_lib.models.backbones import Backbone
-from faster_lib.models.clips import check_clip_frames
-from faster_lib.models.torchvision import TorchvisionBackbone
+from faster_lib.models.clips import ClipNetwork, check_clip_frames
 
 
 class Schedule(str):
@@ -84,8 +82,8 @@ class Faster(nn.Module):
 
     def __init__(
         self,
-        expensive: Backbone | TorchvisionBackbone,
-        cheap: Backbone | TorchvisionBackbone,
+        expensive: ClipNetwork,
+        cheap: ClipNetwork,
         aggregator: Aggregator,
         schedule: Schedule | str,
         num_classes: int,
@@ -133,21 +131,27 @@ class Faster(nn.Module):
         state = StreamState(seen + 1, self._aggregate(feature[None], memory))
         return state, self._classify(state.memory)
 
-    def from_features(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
-        """Classify videos whose clips' feature maps have been computed by both networks; the schedule picks.
+    def from_features(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Classify videos from the feature maps of their first clips, each by the network that the schedule names.
 
-        Shape: two of (B, N, C, l, h, w) -> (B, num_classes) logits
+        Shape: N tensors, the t-th (B, C_t, l, h, w) -> (B, num_classes) logits
+        Raises: ValueError if the maps do not fit, or if without an expensive one the size to aggregate is unknown.
         """
-        wanted = [(*expensive.shape[:2], network.channels) for network in (self.expensive, self.cheap)]
-        if expensive.ndim != 6 or cheap.ndim != 6 or [maps.shape[:3] for maps in (expensive, cheap)] != wanted:
-            raise ValueError(
-                f"features have shapes {tuple(expensive.shape)} and {tuple(cheap.shape)}; they must be "
-                f"(B, N, {self.expensive.channels}, l, h, w) and (B, N, {self.cheap.channels}, l, h, w)"
-            )
-        self._check_num_clips(expensive.shape[1])
-        maps = {True: expensive.unbind(1), False: cheap.unbind(1)}
-        chosen = [maps[self.schedule.is_expensive[t]][t] for t in range(expensive.shape[1])]
-        return self._classify(self._aggregate(self._arrange(chosen, expensive.shape[-3:])))
+        self._check_num_clips(len(maps))
+        sizes = {}
+        for t, (feature, letter) in enumerate(zip(maps, self.schedule, strict=False)):
+            channels = (self.expensive if letter == "E" else self.cheap).channels
+            size = sizes.setdefault(letter, feature.shape[2:])
+            if feature.ndim != 5 or feature.shape != (len(maps[0]), channels, *size):
+                raise ValueError(
+                    f"maps have shapes {[tuple(other.shape) for other in maps]}; map {t} of {self.schedule!r} must be "
+                    f"({len(maps[0])}, {channels}, l, h, w), with one l, h, w for each network"
+                )
+        reference = (16, 64, 96)  # by it networks with maps of other sizes are told apart: its sides differ
+        is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
+        if not (is_known or self.aggregator.aggregates_scores):
+            raise ValueError(f"{len(maps)} clips of {self.schedule!r} hold no expensive map, to whose size they come")
+        return self._classify(self._aggregate(self._arrange(maps, sizes.get("E", maps[0].shape[2:]))))
 
     def _look_at_all(self, clips: torch.Tensor) -> torch.Tensor:
         """Compute the aggregator's x_t of all clips: (B, N, 3, L, H, W) -> (N, B, ...)."""

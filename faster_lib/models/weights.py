@@ -1,5 +1,6 @@
 """Weight files of any origin: read without running code from them, and matched with a network key by key."""
 
+import functools
 import logging
 import pickle
 import re
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; weights must name a file ending in {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file as load  # here, since all else needs torch alone
+    else:
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load(path)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL [\w.]+|operand \d+", str(error))
         raise ValueError(

@@ -17,7 +17,7 @@ from faster_lib.training.feature_store import Request, StoredFeatures
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.optimisation import what_training_depends_on
 from faster_lib.training.ranks import complete_together, find_ranks
-from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
+from faster_lib.training.stage2 import FROZEN, build_faster, choose_maps, train_aggregator
 from faster_lib.training.training_state import CHECKPOINT
 
 RECIPE_AGGREGATOR = 5  # raised whenever the same features and settings would give another result
@@ -168,7 +168,8 @@ def _score(model: Faster, features: StoredFeatures | LiveFeatures, batch_videos:
         model = copy.deepcopy(model).to(ranks.device)  # the networks in it are others' too
     requests = list(enumerate(_all_clips(features, batch_videos)))[ranks.process_index :: ranks.num_processes]
     for (number, _), maps in zip(requests, features.read_each(request for _, request in requests), strict=True):
-        found.append((number, model.from_features(*(part.to(ranks.device) for part in maps)).cpu()))
+        chosen = choose_maps(model.schedule, *(part.to(ranks.device) for part in maps))
+        found.append((number, model.from_features(chosen).cpu()))
     return torch.cat([logits for _, logits in sorted(gather_object(found), key=lambda scored: scored[0])])
 
 

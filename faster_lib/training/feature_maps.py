@@ -10,9 +10,8 @@ from accelerate.utils import gather_object
 
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.loading import decode
-from faster_lib.inference import PreparedBackbone, prepare_for_inference
-from faster_lib.memory import keep_freed_memory
-from faster_lib.models.backbones import Backbone, fold_batch_norm
+from faster_lib.inference import PreparedBackbone, fold_batch_norm, keep_freed_memory, prepare_for_inference
+from faster_lib.models.backbones import Backbone
 from faster_lib.models.clips import normalise
 from faster_lib.profiles import Profile
 from faster_lib.store import Entry

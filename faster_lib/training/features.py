@@ -13,8 +13,8 @@ from faster_lib.data.sampling import num_clips_covering
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
+from faster_lib.inference import keep_freed_memory
 from faster_lib.jobs import run_all
-from faster_lib.memory import keep_freed_memory
 from faster_lib.models.backbones import Backbone
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile

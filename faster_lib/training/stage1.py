@@ -17,8 +17,8 @@ from faster_lib.data.layouts import folder_of
 from faster_lib.data.loading import load_batches
 from faster_lib.data.sources import load_videos, what_videos_depend_on
 from faster_lib.data.video import VideoError
+from faster_lib.inference import keep_freed_memory
 from faster_lib.jobs import count_cores
-from faster_lib.memory import keep_freed_memory
 from faster_lib.models.backbones import Backbone, build_backbone, load_weights
 from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.faster import Schedule

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from faster_lib.data.datasets import generator_for
+from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import AggregatorTraining
@@ -88,7 +89,13 @@ class _FromFeatures(nn.Module):
         self.learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
 
     def forward(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
-        return self.whole[0].from_features(expensive, cheap)
+        return self.whole[0].from_features(choose_maps(self.whole[0].schedule, expensive, cheap))
+
+
+def choose_maps(schedule: Schedule, expensive: torch.Tensor, cheap: torch.Tensor) -> list[torch.Tensor]:
+    """Take each clip's map, out of (B, N, C, l, h, w), from the network that the schedule names for it."""
+    places = enumerate(schedule.is_expensive[: expensive.shape[1]])
+    return [(expensive if is_expensive else cheap)[:, t] for t, is_expensive in places]
 
 
 def _compute(network: nn.Module, drawn: _Drawn) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +136,7 @@ def _draw_batches(
 def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
     """Put the frozen networks, a fresh aggregator and its classifier together."""
     profile, expensive, cheap = pair.profile, pair.expensive.network, pair.cheap.network
-    aggregator = build_aggregator(name, expensive.channels, profile.networks.reduction)
+    aggregator = fast_form(build_aggregator(name, expensive.channels, profile.networks.reduction))
     scales = (1.0, 1.0) if aggregator.aggregates_scores else pair.scales
     dropout = profile.aggregator_training.dropout
     classes = profile.data.num_classes
