@@ -15,7 +15,7 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from faster_lib.memory import keep_freed_memory
+from faster_lib.inference import keep_freed_memory
 from faster_lib.store import circumstances
 
 log = logging.getLogger(__name__)

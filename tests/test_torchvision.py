@@ -11,7 +11,8 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.flops import count_macs
-from faster_lib.models.backbones import build_backbone, fold_batch_norm, load_weights
+from faster_lib.inference import fold_batch_norm
+from faster_lib.models.backbones import build_backbone, load_weights
 from faster_lib.models.clips import normalise
 from faster_lib.models.torchvision import TORCHVISION, crop_px_of
 
