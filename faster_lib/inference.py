@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from faster_lib.data.datasets import VideoClips, stack_clips
-from faster_lib.data.loading import decode
+from faster_lib.data.datasets import VideoClips, decode, stack_clips
 from faster_lib.memory import keep_freed_memory
 from faster_lib.models.aggregators import Aggregator
 from faster_lib.models.backbones import Backbone, fold_batch_norm
@@ -214,9 +213,9 @@ def score_videos(
     """
     device = model.feature_scales.device
     views, targets = [], []
-    for number, (view, target) in enumerate(decode(clips, range(len(clips)), workers), start=1):
-        views.append(view[0])
-        targets.append(target)
+    for number, item in enumerate(decode(clips, range(len(clips)), workers), start=1):
+        views.append(item.clips[0])
+        targets.append(item.target)
         if len(views) == batch_videos or number == len(clips):
             with torch.inference_mode():
                 scores = model(stack_clips(views).to(device)).softmax(-1)

@@ -1,7 +1,12 @@
-"""`params/<profile>.yaml` as one frozen, validated object; an unknown key is an error."""
+"""`params/<profile>.yaml` as one frozen, validated object; an unknown key is an error.
+
+A profile that begins with `base: <name>` states only what differs from that one, key by key; lists, and the numbers of
+videos of a scene, are replaced whole.
+"""
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits
+FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
 class ProfileError(ValueError):
@@ -22,9 +27,16 @@ class ProfileError(ValueError):
 
 
 class Section(BaseModel):
-    """A part of a profile: frozen, nothing converted, nothing unknown."""
+    """A part of a profile: frozen, nothing converted, nothing unknown, every pair of numbers a range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> "Section":
+        for key, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{key} is {list(value)}; the first must not exceed the second")
+        return self
 
 
 class Scene(Section):
@@ -57,10 +69,6 @@ class Scene(Section):
     def _shots_fit(self) -> "Scene":
         if self.shots[1] * self.shortest_shot_frames > self.frames:
             raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
-        for key in ("shots", "context_share", "context_contrast", "action_share", "hard_legibility", "speed_px"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key} is {[low, high]}; the first must not exceed the second")
         return self
 
 
@@ -68,9 +76,9 @@ class Data(Section):
     """Where the videos are, and how a clip is cut from them."""
 
     source: Literal["generated", "annotated", "kinetics", "ucf101", "hmdb51", "path_label", "folders"]
-    root: str | None  # the folder of real videos, in a layout of `faster_lib.data.layouts`; null where there is a scene
+    root: str | None  # the folder of real videos, in a layout of `faster_lib.data.index`; null where they are generated
     annotations: str | None = None  # the folder of the lists, where it is another
-    fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of the official splits of UCF-101 and HMDB-51
+    fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of three; null where the set has none
     most_unreadable_share: Share = 0.05  # of the listed videos; where more are missing or corrupt, nothing is trained
     num_classes: Annotated[int, Field(ge=2)]
     video_frames: Positive
@@ -80,17 +88,16 @@ class Data(Section):
     flip: bool
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> "Data":
-        low, high = self.train_short_side_px
-        if low > high:
-            raise ValueError(f"train_short_side_px is {[low, high]}; the first must not exceed the second")
-        if self.crop_px > min(low, self.test_short_side_px):
-            raise ValueError(
-                f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
-            )
-        if self.source == "generated" and self.root is not None:
-            raise ValueError(f"root is {self.root!r}, but generated videos have none")
-        if self.fold is not None and self.source not in FOLDED:
+    def _agrees(self) -> "Data":
+        shortest = min(self.train_short_side_px[0], self.test_short_side_px)
+        if self.crop_px > shortest:
+            raise ValueError(f"crop_px is {self.crop_px}, more than the shortest side of {shortest}")
+        if (self.root is None) != (self.source == "generated"):
+            rule = "have none" if self.source == "generated" else "need the folder that they are in"
+            raise ValueError(f"root is {self.root!r}, but {self.source} videos {rule}")
+        if self.fold is None and self.source in FOLDED:
+            raise ValueError(f"fold is None, but {self.source} videos have three folds; choose 1, 2 or 3")
+        if self.fold is not None and self.source not in (*FOLDED, "generated"):
             raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
         if self.annotations is not None and self.source in ("generated", "annotated"):
             raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
@@ -109,11 +116,9 @@ class Networks(Section):
 
     @model_validator(mode="after")
     def _one_start_each(self) -> "Networks":
-        if self.expensive == self.cheap and self.expensive_weights != self.cheap_weights:
-            raise ValueError(
-                f"expensive and cheap are both {self.cheap!r}, but expensive_weights is {self.expensive_weights!r} and "
-                f"cheap_weights is {self.cheap_weights!r}; one network starts from one file"
-            )
+        starts = {"expensive_weights": self.expensive_weights, "cheap_weights": self.cheap_weights}
+        if self.expensive == self.cheap and len({*starts.values()}) > 1:
+            raise ValueError(f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start")
         return self
 
 
@@ -123,14 +128,8 @@ class Pretraining(Section):
     profile: str
 
 
-# Section and key of what must agree for networks, and a recurrent unit over as many clips, to go on from others.
-_SHARED_WITH_PRETRAINING = (
-    ("networks", "expensive"),
-    ("networks", "cheap"),
-    ("networks", "width"),
-    ("networks", "reduction"),
-    ("data", "video_frames"),
-)
+# What must agree for networks, and a recurrent unit over as many clips, to go on from others.
+_SHARED = {"networks": ("expensive", "cheap", "width", "reduction"), "data": ("video_frames",)}
 
 
 class Optimisation(Section):
@@ -163,7 +162,6 @@ class AggregatorTraining(Optimisation):
     batch_videos: Positive
     epochs: Positive
     views: Positive  # random clip samplings of each training video that are stored
-    dropout: Share
 
 
 class Engine(Section):
@@ -171,7 +169,6 @@ class Engine(Section):
 
     mixed_precision: Literal["no", "bf16"]
     accumulation: Positive  # parts of each process's share of a batch, one after the other
-    sync_batch_norm: bool  # over all processes, so that their number does not matter
 
 
 class Loading(Section):
@@ -181,11 +178,6 @@ class Loading(Section):
     shard_videos: Positive
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
-
-    @property
-    def numerics(self) -> dict[str, Any]:
-        """Give what changes the last digits of features, for the hashes of what is made from them."""
-        return {"compiled": True} if self.compiled else {}
 
 
 class Profile(Section):
@@ -208,31 +200,27 @@ class Profile(Section):
         return self.scene is None and self.networks.width == 1.0 and is_papers
 
     def in_fold(self, fold: int) -> "Profile":
-        """Give the same profile on another of the official splits of UCF-101 or HMDB-51.
+        """Give the same profile in another of its three folds.
 
-        Raises: ValueError if its set has no such fold.
+        Raises: ValueError if it has no such fold.
         """
-        if self.data.source not in FOLDED or fold not in (1, 2, 3):
-            raise ValueError(f"fold is {fold!r}; {' and '.join(FOLDED)} have folds, 1 to 3, and no other set")
+        if self.data.fold is None or fold not in (1, 2, 3):
+            raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     @model_validator(mode="after")
-    def _scene_matches(self) -> "Profile":
-        if self.data.source == "generated" and self.scene is None:
-            raise ValueError("generated videos need a scene section")
-        if (self.data.root is None) != (self.scene is not None):
-            rule = "a scene, so that they are generated" if self.data.root is None else "no scene (scene: null)"
-            raise ValueError(f"{self.data.source} videos whose root is {self.data.root!r} need {rule}")
-        if self.scene is not None and (self.data.source == "annotated" or self.data.annotations is not None):
-            raise ValueError(
-                f"data.source is {self.data.source!r} and data.annotations {self.data.annotations!r}, but there is a "
-                "scene; generated videos come with their lists, in any layout but annotated"
-            )
+    def _sections_agree(self) -> "Profile":
+        data, scene = self.data, self.scene
+        if (scene is None) != (data.source != "generated"):
+            rule = "a scene section" if scene is None else "no scene (scene: null)"
+            raise ValueError(f"{data.source} videos need {rule}")
         weights = {key: getattr(self.networks, key) for key in ("expensive_weights", "cheap_weights")}
         if self.pretraining is not None and any(weights.values()):
             raise ValueError(f"networks has {weights}, but pretraining gives both networks; leave one of the two null")
-        if self.scene is not None and self.scene.frames != self.data.video_frames:
-            raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
+        if scene is not None and scene.frames != data.video_frames:
+            raise ValueError(f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}")
+        if scene is not None and data.fold and scene.videos.get("train", 0) < 2 * scene.videos.get("test", 1):
+            raise ValueError(f"scene.videos is {scene.videos}; three folds need twice as many of train as of test")
         return self
 
 
@@ -240,13 +228,10 @@ class _OnceLoader(yaml.SafeLoader):
     """YAML whose mappings hold each key once; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
+        keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -255,47 +240,68 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
-    profile = _read(name, folder)
-    chain = [profile]
-    while (before := chain[-1].pretraining) is not None:
-        where = f"params/{chain[-1].name}.yaml: pretraining.profile is {before.profile!r}"
-        if before.profile in (known.name for known in chain):
-            raise ProfileError(f"{where}, which is {chain[-1].name!r} itself or starts from it; it must come before")
-        try:
-            chain.append(_read(before.profile, folder))
-        except ProfileError as error:
-            raise ProfileError(f"{where}: {error}") from None
-        for section, key in _SHARED_WITH_PRETRAINING:
-            own, theirs = (getattr(getattr(each, section), key) for each in chain[-2:])
+    return _load(name, folder, ())
+
+
+def _load(name: str, folder: Path, below: tuple[str, ...]) -> Profile:
+    content, origins = _read_chain(name, folder, below, "pretraining.profile")
+    profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
+    if profile.pretraining is not None:
+        before = _load(profile.pretraining.profile, folder, (*below, name))
+        for section, key in ((section, key) for section, keys in _SHARED.items() for key in keys):
+            own, theirs = (getattr(getattr(each, section), key) for each in (profile, before))
             if own != theirs:
+                where = f"params/{name}.yaml: pretraining.profile is {before.name!r}"
                 raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
     return profile
 
 
-def _read(name: str, folder: Path) -> Profile:
-    path = folder / f"{name}.yaml"
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
+def _read_chain(name: str, folder: Path, below: tuple[str, ...], key: str) -> tuple[dict[str, Any], dict[tuple, str]]:
+    """Read a profile over its bases; also give the file that states each (section,) and each (section, key).
+
+    Args:
+        below: the profiles whose `key` leads here.
+    """
+    known, source = sorted(path.stem for path in folder.glob("*.yaml")), f"params/{name}.yaml"
+    where = f"params/{below[-1]}.yaml: {key} is {name!r}" if below else ""
+    if name in below:
+        raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
     if name not in known:
-        raise ProfileError(f"unknown profile {name!r}; choose one of {', '.join(known)}, or write params/{name}.yaml")
+        unknown = f"unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}"
+        raise ProfileError(f"{where}: {unknown}" if where else unknown)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
-        raise ProfileError(f"params/{path.name} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ProfileError(f"params/{path.name} holds {content!r}; it must hold sections such as data and networks")
-    return parse_profile({"name": name, **content}, source=f"params/{path.name}")
+        raise ProfileError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(own, dict):
+        raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
+    content, origins, base = {}, {}, own.pop("base", None)
+    if base is not None:
+        content, origins = _read_chain(base, folder, (*below, name) if key == "base" else (name,), "base")
+    for section, stated in own.items():
+        origins[section,] = source
+        if isinstance(stated, dict):
+            origins |= {(section, inner): source for inner in stated}
+            stated = (content.get(section) or {}) | stated
+        content[section] = stated
+    return content, origins
 
 
-def parse_profile(content: dict[str, Any], *, source: str) -> Profile:
+def parse_profile(content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] | None = None) -> Profile:
     """Check a profile held as nested dicts.
 
-    Raises: ProfileError naming `source` and listing all faults.
+    Args:
+        origins: the file that states each (section,) last and each (section, key), where that is not `source`.
+    Raises: ProfileError naming `source`, all faults, and the file of each that stands in another.
     """
     try:
         return Profile.model_validate_json(json.dumps(content))  # as JSON: a list may become a tuple, and no more
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ProfileError(f"{source} has {error.error_count()} fault(s):\n{faults}") from None
+        lines = [f"{source} has {error.error_count()} fault(s):"]
+        for fault in error.errors():
+            file = (origins or {}).get(fault["loc"][:2], source)
+            lines.append(f"  {_describe(fault)}" + (f" (in {file})" if file != source else ""))
+        raise ProfileError("\n".join(lines)) from None
 
 
 def _describe(fault: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Results kept under a hash of everything they depend on, complete or not there at all.
 
-An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: without one it is unfinished,
-and whoever needs it goes on from the parts in it; `begun.json` says meanwhile from which parameters it is being made.
+An entry is a folder `runs/<profile>/<kind>/<label>-<hash>`. Its `record.json` is written last: without one it is
+unfinished, and whoever needs it goes on from the parts in it; `begun.json` says meanwhile from which parameters it is
+being made.
 Every file appears under its name only when it is whole.
 """
 
@@ -33,6 +34,7 @@ _VERSIONS_OF = ("torch", "torchvision", "decord2", "av", "numpy")
 class Entry:
     """One result and what it depends on; `depends` must be plain JSON."""
 
+    profile: str
     kind: str
     label: str
     depends: dict[str, Any]
@@ -46,7 +48,7 @@ class Entry:
     @property
     def path(self) -> Path:
         """Folder of the result, whether or not it is there yet."""
-        return self.runs / self.kind / f"{self.label}-{self.key}"
+        return self.runs / self.profile / self.kind / f"{self.label}-{self.key}"
 
     @property
     def is_complete(self) -> bool:

@@ -5,7 +5,6 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -29,15 +28,14 @@ class VideoError(RuntimeError):
 
 
 class Probe(NamedTuple):
-    """What reading a whole video showed."""
+    """What reading a whole video showed; sizes are as decoded, turned upright where the file says so."""
 
     frames: int
     fps: float
-    width_px: int  # as decoded, turned upright where the file says so
+    width_px: int
     height_px: int
-    duration_seconds: float
     codec: str
-    is_seekable: bool  # whether frames read out of order are those read in order
+    decoder: str  # "decord", or "decord_in_order" where frames read out of order are not those read in order
 
 
 def open_video(path: str | Path) -> decord.VideoReader:
@@ -63,12 +61,11 @@ def open_video(path: str | Path) -> decord.VideoReader:
 def read_frames(
     reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path, is_seekable: bool = True
 ) -> torch.Tensor:
-    """Decode the frames at `indices` (repeats allowed) from an open reader.
+    """Decode the frames at `indices` (repeats allowed) from an open reader, freshly opened if it is not seekable.
 
     Shape: -> (len(indices), H, W, 3) uint8, RGB
     Args:
-        is_seekable: as `probe_video` found it; a video that is not is decoded from its beginning, and must come freshly
-            opened.
+        is_seekable: whether the video's decoder is "decord"; others are decoded from their beginning.
     Raises: VideoError if a frame cannot be decoded, naming `path`.
     """
     try:
@@ -105,7 +102,7 @@ def probe_video(path: str | Path) -> Probe:
         raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
     fps = fps or float(reader.get_avg_fps())
     is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
-    return Probe(len(sums), round(fps, 3), size[1], size[0], round(len(sums) / fps, 3), codec, is_seekable)
+    return Probe(len(sums), round(fps, 3), size[1], size[0], codec, "decord" if is_seekable else "decord_in_order")
 
 
 def _read_header(path: str | Path) -> tuple[str, float, int]:
@@ -159,26 +156,16 @@ def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> b
         gop_frames: at most this many frames between key frames; short groups make random access cheap.
     Raises: ValueError if the frames have another shape, type or an odd size.
     """
-    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1"}
-    options |= {"g": str(gop_frames), "keyint_min": "1"}
-    return _encode(frames, fps=fps, container="mp4", codec="libx264", options=options)
-
-
-def encode_mpeg4(frames: np.ndarray, *, fps: int) -> bytes:
-    """Encode frames as MPEG-4 Part 2 in an `.avi`, the form in which UCF-101 and HMDB-51 come; as `encode_h264`."""
-    options = {"qscale": "2", "g": "12", "threads": "1", "flags": "+bitexact"}
-    return _encode(frames, fps=fps, container="avi", codec="mpeg4", options=options)
-
-
-def _encode(frames: np.ndarray, *, fps: int, container: str, codec: str, options: dict[str, str]) -> bytes:
     if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"{codec} with 4:2:0 chroma needs even sizes, not {height} x {width}")
+        raise ValueError(f"H.264 with 4:2:0 chroma needs even sizes, not {height} x {width}")
+    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1"}
+    options |= {"g": str(gop_frames), "keyint_min": "1"}
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format=container) as file:
-        stream = file.add_stream(codec, rate=Fraction(fps), options=options)
+    with av.open(buffer, mode="w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

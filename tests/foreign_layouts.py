@@ -1,15 +1,17 @@
-"""Generated videos in the file layouts of the data sets, names, lists and endings included: to try the kit with."""
+"""Generated videos in the file layouts of the data sets, names, lists and endings included."""
 
-import argparse
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from faster_lib.data.synthetic import CLASSES, Planned, write_videos
-from faster_lib.profiles import Scene, load_profile
-from faster_lib.store import write_whole
+import av
+import numpy as np
 
-RECIPE_IMITATION = 1  # raised whenever the same scene would give other videos or lists
+from faster_lib.data.synthetic import CLASSES, render_video
+from faster_lib.data.video import encode_h264
+from faster_lib.profiles import Scene
+
 FOLDS = (1, 2, 3)
 # Of each class, by the fold that tests them; 0 for those that are always for training. Source: the official lists.
 UCF101_GROUPS = {0: range(22, 26), 1: range(1, 8), 2: range(8, 15), 3: range(15, 22)}
@@ -18,42 +20,48 @@ Plan = list[tuple[str, int, int]]  # of each video the path from the root, the c
 Lists = dict[str, str]  # the path from the root of each annotation file, and its text
 
 
-def imitate(scene: Scene, layout: str, folder: Path, *, workers: int) -> dict[str, int]:
-    """Write the scene's train, val and test videos and their lists in a data set's layout; those there already stay.
+def write_layout(scene: Scene, layout: str, folder: Path) -> None:
+    """Write the scene's train, val and test videos and their lists in a data set's layout.
 
     UCF-101 and HMDB-51 get `.avi` files of MPEG-4 Part 2, as they come. The test of their first fold is the scene's;
     the other folds test as many of its training videos each. The other layouts get `.mp4` of H.264.
-
-    Returns: the number of videos and their size in bytes.
-    Raises: what `plan_layout` does.
     """
-    plan = plan_layout(scene, layout, folder)
-    return {"videos": len(plan), "bytes": write_videos(plan, scene, title=f"generate {layout} videos", workers=workers)}
+    for path, class_index, seed in plan_layout(scene, layout, folder):
+        frames = render_video(CLASSES[class_index], scene, np.random.default_rng([scene.seed, seed]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".avi":
+            path.write_bytes(encode_mpeg4(frames, scene.fps))
+        else:
+            path.write_bytes(encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
 
 
-def plan_layout(scene: Scene, layout: str, folder: Path) -> list[Planned]:
-    """Write the lists of an imitation, and say which videos belong to it.
-
-    Raises: ValueError for an unknown layout, or for a scene of too few videos for three folds.
-    """
-    if layout not in IMITATIONS:
-        raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(IMITATIONS)}")
+def plan_layout(scene: Scene, layout: str, folder: Path) -> list[tuple[Path, int, int]]:
+    """Write the lists of a layout, and say which videos belong to it: path, class, and what the pixels depend on."""
     videos = [(split, number) for split in ("train", "val", "test") for number in range(scene.videos.get(split, 0))]
-    plan, lists = IMITATIONS[layout](videos)
+    plan, lists = FOREIGN_LAYOUTS[layout](videos)
     for path, text in lists.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / path, text.encode())
-    return [(folder / path, class_index, (seed,)) for path, class_index, seed in plan]
+        (folder / path).write_bytes(text.encode())
+    return [(folder / path, class_index, seed) for path, class_index, seed in plan]
+
+
+def encode_mpeg4(frames: np.ndarray, fps: int) -> bytes:
+    """Encode frames as MPEG-4 Part 2 in an `.avi`, the form in which UCF-101 and HMDB-51 come."""
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="avi") as file:
+        options = {"qscale": "2", "g": "12", "threads": "1", "flags": "+bitexact"}
+        stream = file.add_stream("mpeg4", rate=fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 def _tested_in(videos: Videos) -> list[int]:
     """Give the fold, 1 to 3, that has each video in its test; 0 for those that are in none's."""
     counts = Counter(split for split, _ in videos)
-    if not 0 < 2 * counts["test"] <= counts["train"]:
-        raise ValueError(
-            f"the scene has {counts['train']} train and {counts['test']} test videos; three folds, each with a test of "
-            "its own, need at least one of test and twice as many of train"
-        )
+    assert 0 < 2 * counts["test"] <= counts["train"], "three folds, each with a test of its own"
     first = {"test": 1, "train": 2}  # of the folds that the split's videos fill in turn
     folds = [first.get(split, 0) and first[split] + number // counts["test"] for split, number in videos]
     return [fold if fold in FOLDS else 0 for fold in folds]
@@ -119,31 +127,10 @@ def _folders(videos: Videos) -> tuple[Plan, Lists]:
     return plan, {f"{split}.txt": "\n".join(rows) + "\n" for split, rows in lines.items()}
 
 
-IMITATIONS: dict[str, Callable[[Videos], tuple[Plan, Lists]]] = {
+FOREIGN_LAYOUTS: dict[str, Callable[[Videos], tuple[Plan, Lists]]] = {
     "kinetics": _kinetics,
     "ucf101": _ucf101,
     "hmdb51": _hmdb51,
     "path_label": _path_label,
     "folders": _folders,
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a profile's generated videos in the file layout of a data set."""
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.data.imitation", description=main.__doc__)
-    parser.add_argument("layout", choices=IMITATIONS)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--profile", default="tiny_ucf101", help="a file in params/ with a scene")
-    given = parser.parse_args(arguments)
-    profile = load_profile(given.profile)
-    if profile.scene is None:
-        raise SystemExit(
-            f"params/{profile.name}.yaml has no scene; choose a profile of generated videos, such as smoke"
-        )
-    if given.folder.is_dir() and any(given.folder.iterdir()):
-        raise FileExistsError(f"{given.folder} is not empty; name a folder that is, or is not there yet")
-    imitate(profile.scene, given.layout, given.folder, workers=profile.loading.workers)
-
-
-if __name__ == "__main__":
-    main()
