@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.data.datasets import VideoClips, stack_clips
-from faster_lib.data.loading import decode
+from faster_lib.data.datasets import VideoClips, decode, stack_clips
 from faster_lib.models.aggregators import FASTGRU, GRU, LSTM, Aggregator, Concat, pool_globally
 from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 from faster_lib.models.faster import Faster
@@ -312,10 +311,10 @@ def score_videos(
     """
     decoded = iter(decode(clips, range(len(clips)), workers))
     while batch := list(itertools.islice(decoded, batch_videos)):
-        views = stack_clips([view[0] for view, _ in batch]).to(model.feature_scales.device)
+        views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
         with torch.inference_mode():
             scores = model(views).softmax(-1)
-        yield scores.cpu(), torch.tensor([target for _, target in batch])
+        yield scores.cpu(), torch.tensor([item.target for item in batch])
 
 
 def keep_freed_memory() -> bool:

@@ -219,7 +219,7 @@ class Profile(Section):
             raise ValueError(f"networks has {weights}, but pretraining gives both networks; leave one of the two null")
         if scene is not None and scene.frames != data.video_frames:
             raise ValueError(f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}")
-        if scene is not None and data.fold and scene.videos.get("train", 0) < 2 * scene.videos.get("test", 1):
+        if scene and data.fold and not 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0):
             raise ValueError(f"scene.videos is {scene.videos}; three folds need twice as many of train as of test")
         return self
 
