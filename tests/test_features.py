@@ -153,8 +153,7 @@ def test_compiled_networks_give_the_same_maps_to_rounding_under_a_hash_of_their_
     compiled, real = [], torch.compile
     monkeypatch.setattr(torch, "compile", lambda method, **how: compiled.append(method) or real(method, **how))
     entries = [
-        extract_features(profile, [made.cheap], "test", 8)[0]
-        for profile in (made.profile, with_loading(compiled=True))
+        extract_features(profile, [made.cheap], "test", 8)[0] for profile in (made.profile, with_loading(compiled=True))
     ]
     assert compiled and entries[0].key != entries[1].key
     maps = [torch.cat([load_file(s.path)["features"] for s in list_shards(entry.path)]).float() for entry in entries]

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from faster_lib.data.datasets import EpochDraws
 from faster_lib.data.index import load_videos
 from faster_lib.paths import ROOT
-from faster_lib.profiles import Profile, load_profile
+from faster_lib.profiles import load_profile
 from faster_lib.training import loop
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -45,7 +45,12 @@ def launch(profile, processes: int, runs, *arguments: str) -> str:
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
         "command.load_profile = lambda name: profile\ncommand.main()\n"
     )
-    environment = os.environ | {"FASTER_RUNS": str(runs), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "FASTER_RUNS": str(runs),
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [*LAUNCH, str(processes), str(program), "--profile", "odd", "-L", "8", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ACCELERATE_USE_CPU": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -65,7 +70,9 @@ def both(tmp_path_factory):
 
 
 def weights_of(runs, kind: str) -> dict[str, dict[str, torch.Tensor]]:
-    return {path.parent.name.rsplit("-", 1)[0]: load_file(path) for path in runs.glob(f"odd/{kind}/*/weights.safetensors")}
+    return {
+        path.parent.name.rsplit("-", 1)[0]: load_file(path) for path in runs.glob(f"odd/{kind}/*/weights.safetensors")
+    }
 
 
 def records_of(runs, kind: str) -> dict[str, dict]:

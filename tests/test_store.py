@@ -103,7 +103,7 @@ def test_a_write_that_the_system_breaks_off_half_way_leaves_nothing(tmp_path):
 
 def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path):
     entry = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path)
-    assert entry.path == tmp_path / "backbones" / f"r2d_26-L8-{hash_of(DEPENDS)}"
+    assert entry.path == tmp_path / "tiny" / "networks" / f"r2d_26-L8-{hash_of(DEPENDS)}"
     assert not entry.is_complete and not entry.path.exists()
 
     def break_off() -> dict:
@@ -144,7 +144,12 @@ def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made
     entry.complete(lambda: {"bytes": 12})
     record = json.loads((entry.path / "record.json").read_text(encoding="utf-8"))
     assert record == entry.record
-    assert record["depends"] == DEPENDS and record["measures"] == {"bytes": 12} and record["seconds"] >= 0
+    assert (
+        record["profile"] == "tiny"
+        and record["depends"] == DEPENDS
+        and record["measures"] == {"bytes": 12}
+        and record["seconds"] >= 0
+    )
     assert {"python", "torch", "numpy", "av"} <= set(record["versions"]) and record["device"]
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["finished"])
@@ -174,7 +179,7 @@ def test_an_unfinished_entry_says_what_it_is_and_its_record_adds_up_what_all_its
     assert record["starts"] == 3 and record["seconds"] == pytest.approx(200, abs=2)
     assert record["started"] == first["started"] <= record["finished"]
     assert record["host"]["cpus"] == os.cpu_count() and record["processes"] == 1
-    assert 50 < record["peak_mib"]["process"] < record["host"]["memory_mib"]  # torch alone takes more than 50 MiB
+    assert 50 < record["peak_mib"] < record["host"]["memory_mib"]  # torch alone takes more than 50 MiB
 
 
 HOLDER = """

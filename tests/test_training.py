@@ -4,13 +4,14 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from faster_lib import report, store
+from faster_lib import store
 from faster_lib.data.datasets import Census
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
@@ -129,18 +130,21 @@ def with_networks(profile, **changes):
     return profile.model_copy(update={"networks": profile.networks.model_copy(update=changes)})
 
 
-def test_a_start_is_hashed_by_its_content_or_name_and_no_start_leaves_the_old_hash(tmp_path):
+def test_a_start_is_told_from_others_by_its_name_size_and_time_and_is_not_read(tmp_path, monkeypatch):
     old = stage1.name_backbone(SMOKE, "r2d_26", 8).entry
-    assert "weights" not in old.depends
-    paths = [tmp_path / name for name in ("one.pth", "two.pth", "three.safetensors")]
-    for path, content in zip(paths, (b"1", b"1", b"3"), strict=True):
-        path.write_bytes(content)
-    starts = [*map(str, paths), "DEFAULT"]
-    entries = [stage1.name_backbone(with_networks(SMOKE, cheap_weights=s), "r2d_26", 8).entry for s in starts]
-    assert entries[0].key == entries[1].key  # the same content elsewhere
-    assert len({entry.key for entry in (old, *entries)}) == 4
-    both = with_networks(SMOKE, cheap_weights=starts[0])
-    assert stage1.name_backbone(both, "r2plus1d_50", 8).entry.key == stage1.name_backbone(SMOKE, "r2plus1d_50", 8).entry.key
+    path = tmp_path / "start.pth"
+    path.write_bytes(b"1")
+    monkeypatch.setattr("builtins.open", None)
+    both = with_networks(SMOKE, cheap_weights=str(path))
+    keys = [stage1.name_backbone(both, "r2d_26", 8).entry.key]
+    os.utime(path, (1, 1))
+    keys.append(stage1.name_backbone(both, "r2d_26", 8).entry.key)
+    keys.append(stage1.name_backbone(with_networks(SMOKE, cheap_weights="DEFAULT"), "r2d_26", 8).entry.key)
+    assert len({old.key, *keys}) == 4
+    assert (
+        stage1.name_backbone(both, "r2plus1d_50", 8).entry.key
+        == stage1.name_backbone(SMOKE, "r2plus1d_50", 8).entry.key
+    )
     assert stage1.start_of(with_networks(SMOKE, expensive_weights="DEFAULT"), "r2plus1d_50") == "DEFAULT"
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
         stage1.name_backbone(with_networks(SMOKE, cheap_weights="gone.pth"), "r2d_26", 8).entry
@@ -164,7 +168,7 @@ def tiny_unlike_profile(weights):
     names = dict(expensive="torchvision/r2plus1d_18", expensive_weights=str(weights), cheap="r2d_26", width=1.0)
     scene = SMOKE.scene.model_copy(update={"frames": 32, "shots": (1, 2), "videos": {"train": 4, "test": 4}})
     parts = {
-        "data": SMOKE.data.model_copy(update={"video_frames": 32, "num_classes": 4}),  # a video for each
+        "data": SMOKE.data.model_copy(update={"video_frames": 32}),
         "scene": scene,
         "aggregator_training": SMOKE.aggregator_training.model_copy(update={"views": 1}),
         "loading": SMOKE.loading.model_copy(update={"workers": 0}),
@@ -194,8 +198,6 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert torch.equal(model.projection.weight, kept["projection.weight"])
     fresh = loop.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
-    cost = report.video_mflops(unlike, *cells[0]) - report.video_mflops(unlike, *cells[1])
-    assert cost == pytest.approx((3 * 512 * 2048 * 4 + 3 * 3.5 * 512**2 * 4) / 1e6, abs=0.02)
 
 
 def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair, tmp_path):
@@ -231,9 +233,9 @@ def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_trai
 def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
     cell = ("gru", Schedule.ratio(8, 1))
     theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]  # makes the features shared below
+    share_videos(pair, tmp_path)
     for kind in ("networks", "features"):
         (tmp_path / "smoke" / kind).symlink_to(pair.runs / "smoke" / kind)
-    share_videos(pair, tmp_path)
     alone = SMOKE.model_copy(update={"loading": SMOKE.loading.model_copy(update={"workers": 1})})
     threads = torch.get_num_threads()
     torch.set_num_threads(1 + threads % 2)
@@ -311,21 +313,20 @@ def target():
 
 
 def test_stage_1_goes_on_from_the_pretrained_network_but_for_its_classifier(pair, target, monkeypatch):
-    def look(network, *rest):
+    def look(network, task):
         start.update(copy.deepcopy(network.state_dict()))
         raise KeyboardInterrupt
 
     start = {}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_fit_backbone", look)
+        patch.setattr(stage1, "run_training", look)
         stage1.train_backbone(target, "r2d_26", 8, runs=pair.runs)
     for name, weight in pair.cheap.network.state_dict().items():
         assert torch.equal(start[name], weight) != name.startswith("classifier."), name
-    entries = [stage1.name_backbone(p, "r2d_26", 8, runs=pair.runs).entry for p in (target, SMOKE)]
-    assert entries[0].depends["pretrained"] == pair.cheap.weights_sha256 and "pretrained" not in entries[1].depends
-    assert stage1.train_backbone(target, "r2d_26", 8, runs=pair.runs).pretrained.weights_sha256 == (
-        pair.cheap.weights_sha256
-    )
+    trained = stage1.train_backbone(target, "r2d_26", 8, runs=pair.runs)
+    assert trained.entry.depends["pretrained"] == pair.cheap.entry.key
+    assert pair.cheap.entry.depends["pretrained"] is None
+    assert trained.pretrained.weights_sha256 == pair.cheap.weights_sha256
 
 
 def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(pair, target):
@@ -363,9 +364,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero_along_a_cosine():
     settings = SMOKE.backbone_training.model_copy(
         update={"learning_rate": 1.0, "warmup_share": 0.2, "optimiser": "sgd"}
     )
-    optimiser, schedule = loop.build_optimiser(
-        [torch.nn.Parameter(torch.zeros(1))], settings, 10, batch_samples=8
-    )
+    optimiser, schedule = loop.build_optimiser([torch.nn.Parameter(torch.zeros(1))], settings, 10, batch_samples=8)
     rates = []
     for _ in range(10):
         rates.append(optimiser.param_groups[0]["lr"])

@@ -13,7 +13,6 @@ from faster_lib.data.datasets import Census
 from faster_lib.data.index import videos_key
 from faster_lib.jobs import run_all
 from faster_lib.models.faster import Faster, Schedule
-from faster_lib.inference import fast_form
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, LiveFeatures, Request, StoredFeatures
 from faster_lib.training.loop import CHECKPOINT, complete_together, find_ranks, limited_threads, training_facts

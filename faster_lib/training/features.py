@@ -15,9 +15,9 @@ from faster_lib.data.index import clips_key_facts, load_videos, videos_key
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
 from faster_lib.inference import fold_batch_norm, keep_freed_memory, prepare_for_inference
+from faster_lib.jobs import run_all
 from faster_lib.models.backbones import ClipNetwork
 from faster_lib.models.clips import normalise
-from faster_lib.jobs import run_all
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
@@ -110,9 +110,7 @@ class FeaturePair:
         return self.open("train").scales
 
 
-def extract_features(
-    profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int
-) -> list[Entry]:
+def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int) -> list[Entry]:
     """Compute a split's feature maps by some networks, unless they are there; missing and damaged shards alone.
 
     A video is decoded once for all networks. The training split has `views` random samplings of N clips, the others one
@@ -163,7 +161,9 @@ def _extract(
             missing.setdefault(videos, []).append(place)
     if not missing:
         return
-    check_disk(entries[0].path, [_size(b, clips, [v for v in missing if p in missing[v]]) for p, b in enumerate(backbones)])
+    check_disk(
+        entries[0].path, [_size(b, clips, [v for v in missing if p in missing[v]]) for p, b in enumerate(backbones)]
+    )
     networks = [freeze(backbone.network, profile) for backbone in backbones]
     jobs = [
         ([(networks[place], entries[place].path) for place in places], clips, videos, profile)
@@ -199,9 +199,7 @@ def map_shape(network: ClipNetwork, clip_frames: int, crop_px: int) -> tuple[int
 
 
 @torch.inference_mode()
-def compute_features(
-    networks: Sequence[ClipNetwork], views: torch.Tensor, mixed_precision: str
-) -> list[torch.Tensor]:
+def compute_features(networks: Sequence[ClipNetwork], views: torch.Tensor, mixed_precision: str) -> list[torch.Tensor]:
     """Compute the feature maps of one video's clips by each network, on the networks' device.
 
     Shape: (views, N, 3, L, H, W) uint8 -> one (views, N, C, l, h, w) float16 for each network

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, gather_object
+from accelerate.utils import broadcast_object_list, gather, gather_object, parse_flag_from_env
 from torch import nn
 from tqdm import tqdm
 
@@ -35,7 +35,8 @@ PATIENCE = timedelta(days=7)  # of ranks that wait for one which generates or wr
 
 def find_ranks() -> PartialState:
     """Find out how many processes work together, which of them this is, and on which device."""
-    return PartialState(timeout=PATIENCE)
+    is_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=is_cpu, timeout=PATIENCE)
 
 
 def tell_all(value: Any) -> Any:

@@ -115,14 +115,19 @@ def start_of(profile: Profile, name: str) -> str | None:
 
 
 def _start_facts(profile: Profile, name: str) -> list[Any] | str | None:
-    """Tell a start from others without reading it: a file by its name and size."""
+    """Tell a start from others without reading it: a file by its name, size and time."""
     weights = start_of(profile, name)
-    return [Path(weights).name, Path(weights).stat().st_size] if weights and is_weight_file(weights) else weights
+    if weights is None or not is_weight_file(weights):
+        return weights
+    about = Path(weights).stat()
+    return [Path(weights).name, about.st_size, about.st_mtime_ns]
 
 
 def build_network(profile: Profile, name: str) -> ClipNetwork:
     """Build a network as it is before its training; its weights depend on the profile's seed alone."""
-    return seeded(profile.backbone_training.seed, build_backbone, name, profile.data.num_classes, profile.networks.width)
+    return seeded(
+        profile.backbone_training.seed, build_backbone, name, profile.data.num_classes, profile.networks.width
+    )
 
 
 def train_backbone(
@@ -146,7 +151,9 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            network, measures = _train(trained, load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True))
+            network, measures = _train(
+                trained, load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
+            )
             content = save({key: _compact(value) for key, value in network.state_dict().items()})
         if find_ranks().is_main_process:
             write_whole(path / "weights.safetensors", content)
@@ -191,9 +198,7 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
     return network, {**measures, "threads": threads, "videos": vars(videos.census)}
 
 
-def _compute(
-    network: nn.Module, batch: Batch, profile: Profile, clip_frames: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _compute(network: nn.Module, batch: Batch, profile: Profile, clip_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     device, size = next(network.parameters()).device, profile.data.crop_px
     clips = batch.clips if len(batch.targets) else torch.empty(0, 1, 3, clip_frames, size, size)
     clips = normalise(clips.to(device, non_blocking=True).flatten(0, 1))
