@@ -147,7 +147,7 @@ def test_a_start_is_told_from_others_by_its_name_size_and_time_and_is_not_read(t
     )
     assert stage1.start_of(with_networks(SMOKE, expensive_weights="DEFAULT"), "r2plus1d_50") == "DEFAULT"
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
-        stage1.name_backbone(with_networks(SMOKE, cheap_weights="gone.pth"), "r2d_26", 8).entry
+        stage1.name_backbone(with_networks(SMOKE, cheap_weights="gone.pth"), "r2d_26", 8)
 
 
 def test_a_training_starts_from_the_weights_that_the_profile_names(pair, tmp_path):

@@ -161,9 +161,8 @@ def _extract(
             missing.setdefault(videos, []).append(place)
     if not missing:
         return
-    check_disk(
-        entries[0].path, [_size(b, clips, [v for v in missing if p in missing[v]]) for p, b in enumerate(backbones)]
-    )
+    counts = [sum(len(videos) for videos in missing if place in missing[videos]) for place in range(len(entries))]
+    check_disk(entries[0].path, [_size(b, clips, count) for b, count in zip(backbones, counts, strict=True)])
     networks = [freeze(backbone.network, profile) for backbone in backbones]
     jobs = [
         ([(networks[place], entries[place].path) for place in places], clips, videos, profile)
@@ -175,10 +174,10 @@ def _extract(
     run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
 
 
-def _size(backbone: TrainedBackbone, clips: VideoClips, missing: Sequence[range]) -> tuple[int, ...]:
+def _size(backbone: TrainedBackbone, clips: VideoClips, num_videos: int) -> tuple[int, ...]:
     """Give the factors of a network's bytes: videos, views, clips, the sizes of a map, bytes of a number."""
     shape = map_shape(backbone.network, clips.clip_frames, clips.data.crop_px)
-    return sum(map(len, missing)), max(clips.views, 1), clips.num_clips, *shape, 2
+    return num_videos, max(clips.views, 1), clips.num_clips, *shape, 2
 
 
 def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:

@@ -118,6 +118,6 @@ def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:
         products = " + ".join(" × ".join(map(str, size)) for size in sizes)
         raise OSError(
             f"the feature maps need {needed:,} bytes ({products}: videos × views × clips × channels × frames × rows × "
-            f"columns × bytes), but {free:,} are free in {folder}; free some, set FASTER_RUNS to a larger disk, or write "
+            f"columns × bytes), but {free:,} are free in {folder}; set FASTER_RUNS to a larger disk, or write "
             "loading.features: on_the_fly in the profile, which stores none"
         )
