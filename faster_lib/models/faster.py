@@ -198,7 +198,8 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        if not 1 <= num_clips <= (most := len(self.schedule)):
+        most = len(self.schedule)
+        if not 1 <= num_clips <= most:
             raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")
 
     def _check_classes(self, wanted: int) -> None:
