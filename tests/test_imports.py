@@ -50,7 +50,7 @@ for name in sys.argv[1:]:  # others' modules may set what they like
 
 def state():
     loggers = [logging.root, *(log for log in logging.root.manager.loggerDict.values() if hasattr(log, "level"))]
-    return dict(os.environ), list(warnings.filters), {log.name: log.level for log in loggers if log.level}
+    return dict(os.environ), dict(enumerate(warnings.filters)), {log.name: log.level for log in loggers if log.level}
 
 before = state()
 import faster_lib
@@ -61,7 +61,8 @@ for name in names:
 for name in faster_lib.__all__:
     assert name in dir(faster_lib) and getattr(faster_lib, name) is not None, name
 for kind, one, other in zip(("environment", "filters", "levels"), before, state(), strict=True):
-    assert one == other, f"{kind}: {one} became {other}"
+    changed = [key for key in {*one, *other} if one.get(key) != other.get(key)]
+    assert not changed, f"{kind} changed: {changed}"
 print(len(names))
 """
 
