@@ -99,10 +99,9 @@ class PreparedBackbone(ClipNetwork):
         check_clips(clips)
         sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
         parts = clips.split(sizes) if sizes else [clips]
-        return torch.cat([self._features(self._lay_out(part)) for part in parts]).float()
-
-    def _lay_out(self, clips: torch.Tensor) -> torch.Tensor:  # a part of the clips, which fits the cache
-        return as_input(clips).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        last = {"memory_format": torch.channels_last_3d}
+        maps = [self._features(as_input(part).to(self.dtype).contiguous(**last)) for part in parts]  # each fits a cache
+        return torch.cat(maps).float()
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
         return self.network.feature_size(clip_size)
@@ -127,11 +126,7 @@ def fold_batch_norm(network: ClipNetwork) -> ClipNetwork:
 
 
 class _Fast(Aggregator):
-    """What fast forms share: all clips are projected at once, then the state is advanced clip by clip."""
-
-    def advance(self, features: torch.Tensor, state: Any) -> Any:
-        """Take in one clip after the other, (N, B, C, l, h, w)."""
-        raise NotImplementedError
+    """What fast forms share: `advance` projects (N, B, C, l, h, w) at once, then takes in one clip after the other."""
 
     def step(self, feature: torch.Tensor, state: Any) -> Any:
         return self.advance(feature[None], state)
@@ -176,12 +171,11 @@ class _FastGRU(_Fast, GRU):
 class _FastFASTGRU(_Fast, FASTGRU):
     def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         x, o = _rows(features.flatten(0, 1)), _rows(state)
-        gates_x = _multiply(x, *_side_by_side(self.U_rx, self.U_zx))
-        candidate_x = _multiply(x, self.V_x.weight.flatten(1), self.V_x.bias)
+        size = (len(features), len(o))
+        gates_x = _multiply(x, *_side_by_side(self.U_rx, self.U_zx)).unflatten(0, size)
+        candidate_x = _multiply(x, self.V_x.weight.flatten(1), self.V_x.bias).unflatten(0, size)
         U_o, _ = _side_by_side(self.U_ro, self.U_zo)
-        for gates, candidate in zip(
-            *(part.unflatten(0, (len(features), len(o))) for part in (gates_x, candidate_x)), strict=True
-        ):
+        for gates, candidate in zip(gates_x, candidate_x, strict=True):
             r, z = torch.relu(_multiply(o, U_o, gates)).chunk(2, dim=1)
             r, z = (torch.sigmoid(_multiply(y, W.weight.flatten(1), W.bias)) for y, W in ((r, self.W_r), (z, self.W_z)))
             candidate = torch.tanh(_multiply(r * o, self.V_o.weight.flatten(1), candidate))
@@ -202,8 +196,7 @@ def fast_form(aggregator: Aggregator) -> Aggregator:
     return fast
 
 
-def _rows(maps: torch.Tensor) -> torch.Tensor:
-    """Write the channels of each position as a row: (B, C, l, h, w) -> (B * l * h * w, C)."""
+def _rows(maps: torch.Tensor) -> torch.Tensor:  # (B, C, l, h, w) -> (B * l * h * w, C)
     return maps.movedim(1, -1).flatten(0, -2)
 
 
@@ -320,9 +313,8 @@ def score_videos(
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, to use it again, for as long as it runs; tell whether that could be set.
 
-    By itself glibc gives each block of more than 32 MiB back to the system, which hands it out anew page by page and
-    filled with zeros: half of the time of a plain network at the paper's size. Other allocators are left as they are,
-    and so is glibc's where the environment sets it.
+    By itself glibc gives each block of more than 32 MiB back to the system, which hands it out anew, filled with zeros:
+    half of a plain network's time at the paper's size. An allocator that the environment sets is left as it is.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _ALLOCATOR_SETTINGS):
         return False

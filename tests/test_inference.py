@@ -123,6 +123,7 @@ def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # by the setting that this test makes
 def test_without_a_compiler_a_warning_names_it_and_the_scores_are_the_same(caplog):
     from torch._inductor import config
 

@@ -23,8 +23,7 @@ class Pointwise(nn.Conv3d):
 class Aggregator(nn.Module):
     """Take in a video's clips one after the other: o_0 = x_0, then o_t = f(o_{t-1}, x_t).
 
-    A state may be a tensor or a tuple of tensors; only the aggregator looks inside.
-    `inference.fast_form` gives the same function in a form that computes faster.
+    Only the aggregator looks inside a state. `inference.fast_form` computes the same faster.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: FASTER (AAAI 2020), Eq. 1.
@@ -69,9 +68,7 @@ class Aggregator(nn.Module):
 
 
 class AveragePool(Aggregator):
-    """Average the clips' classification scores, whichever network gave them; nothing is learned.
-
-    Scores are probabilities (ours; the paper does not say). The state is their mean so far and the number of clips.
+    """Average the clips' scores, as probabilities (ours; the paper does not say). The state is (mean, how many clips).
 
     Shape: scores (B, num_classes), state or None -> state; read -> (B, num_classes)
     Source: FASTER (AAAI 2020), "Average pooling".
@@ -103,8 +100,7 @@ class Concat(Aggregator):
 
     def __init__(self, channels: int):
         super().__init__(channels)
-        self.W = Pointwise(channels, channels)
-        self.U = Pointwise(channels, channels)
+        self.W, self.U = Pointwise(channels, channels), Pointwise(channels, channels)
         self.bn = nn.BatchNorm3d(channels, eps=BN_EPS)
 
     def step(self, feature: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -123,18 +119,15 @@ class LSTM(Aggregator):
     def __init__(self, channels: int):
         super().__init__(channels)
         self.cell = nn.LSTMCell(channels, channels)
-        with torch.no_grad():
-            self.cell.bias_ih.zero_()
-            self.cell.bias_hh.zero_()
-            self.cell.bias_ih[channels : 2 * channels] = 1.0  # torch orders the gates input, forget, cell, output
+        nn.init.zeros_(self.cell.bias_ih)
+        nn.init.zeros_(self.cell.bias_hh)
+        nn.init.ones_(self.cell.bias_ih[channels : 2 * channels])  # torch's order: input, forget, cell, output
 
     def start(self, feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = pool_globally(feature)
         return pooled, pooled
 
-    def step(
-        self, feature: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, feature: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return self.cell(pool_globally(feature), state)
 
     def read(self, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -181,9 +174,7 @@ class FASTGRU(Aggregator):
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__(channels)
         if not isinstance(reduction, int) or reduction < 1 or channels % reduction:
-            raise ValueError(
-                f"{channels} channels cannot be reduced by {reduction!r}; it must be a whole number that divides them"
-            )
+            raise ValueError(f"{channels} channels cannot be reduced by {reduction!r}; choose a whole divisor of them")
         reduced = channels // reduction
         self.U_rx, self.U_zx = Pointwise(channels, reduced, bias=True), Pointwise(channels, reduced, bias=True)
         self.U_ro, self.U_zo = Pointwise(channels, reduced), Pointwise(channels, reduced)
@@ -204,12 +195,7 @@ AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": G
 
 
 def build_aggregator(name: str, channels: int, reduction: int = 4) -> Aggregator:
-    """Build an aggregator with fresh weights.
-
-    Args:
-        name: "avg_pool", "concat", "lstm", "gru" or "fast_gru".
-        channels: of the feature maps.
-        reduction: FAST-GRU's r; the others have none.
+    """Build one of AGGREGATORS for feature maps of so many channels, with fresh weights; `reduction` is FAST-GRU's r.
 
     Raises: ValueError for an unknown name, fewer than one channel, or channels that `reduction` does not divide.
     """

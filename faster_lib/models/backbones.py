@@ -79,8 +79,7 @@ class Bottleneck(nn.Module):
 class Backbone(ClipNetwork):
     """A clip network of Table 1: stem, max pooling, four stages, global average pooling, one fully-connected layer.
 
-    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8.
-        Feature maps are (B, channels, L/8, H/32, W/32), the sizes of space rounded up.
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; maps (B, channels, L/8, H/32, W/32)
     Raises: ValueError if the clips have another shape.
     Source: FASTER (AAAI 2020), Table 1.
     """
@@ -125,13 +124,11 @@ def build_backbone(
     """Build a network of Table 1 or one of torchvision's, with fresh weights unless some are given.
 
     Args:
-        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/r2plus1d_18",
-            "torchvision/r3d_18", "torchvision/mc3_18" or "torchvision/s3d".
+        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/" and one of
+            "r2plus1d_18", "r3d_18", "mc3_18", "s3d".
         width: scales every channel count but the input's and the classes'; torchvision's networks have 1.0 alone.
         weights: as `load_weights` takes them.
-
-    Raises: ValueError for an unknown name, a width that is not positive, or fewer than one class; what `load_weights`
-        raises.
+    Raises: ValueError for an unknown name, a width that is not positive, fewer than one class, or unfit weights.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
@@ -155,7 +152,6 @@ def load_weights(network: ClipNetwork, weights: str | Path) -> None:
     Args:
         weights: a file ending in .safetensors, .pth or .pt, none of whose code is run; for torchvision's networks also
             torchvision's name for published weights, such as "KINETICS400_V1" or "DEFAULT".
-
     Raises: ValueError for an unknown name, a file that holds code, or weights whose keys or shapes do not match.
     """
     is_file = is_weight_file(weights)
@@ -180,11 +176,8 @@ def factorised_width(width: int) -> int:
 def conv_bn(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
-    """Build a convolution without bias, padded to keep odd kernels centred, and its batch normalisation.
-
-    The even kernel 8 of R2D-26's stem meets a stride of 8 and takes no padding along time.
-    """
-    padding = tuple(k // 2 if k % 2 else 0 for k in kernel)
+    """Build a convolution without bias, padded to keep odd kernels centred, and its batch normalisation."""
+    padding = tuple(k // 2 if k % 2 else 0 for k in kernel)  # R2D-26's even kernel 8 meets a stride of 8
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm3d(out_channels, eps=BN_EPS),

@@ -47,11 +47,10 @@ def check_clips(clips: torch.Tensor) -> None:
 
 def check_clip_frames(clip_frames: int) -> None:
     """Raise ValueError unless the clip length L is a positive multiple of 8."""
-    if isinstance(clip_frames, bool) or not isinstance(clip_frames, int):
-        raise ValueError(f"L is {clip_frames!r}; the frames per clip must be a whole number, such as 8, 16 or 32")
-    if clip_frames < 1 or clip_frames % CLIP_FRAMES_MULTIPLE:
+    is_whole = isinstance(clip_frames, int) and not isinstance(clip_frames, bool)
+    if not is_whole or clip_frames < 1 or clip_frames % CLIP_FRAMES_MULTIPLE:
         raise ValueError(
-            f"L is {clip_frames}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
+            f"L is {clip_frames!r}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
             "such as 8, 16 or 32, since the networks reduce time by 8"
         )
 

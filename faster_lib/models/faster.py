@@ -35,11 +35,11 @@ class Schedule(str):
         _check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
         group = 1 + cheap_per_expensive
         if num_clips % group:
-            fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
-            raise ValueError(
-                f"ratio 1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips; "
-                f"choose one of {fitting}"
+            does_not_fit = (
+                f"1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips"
             )
+            fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
+            raise ValueError(f"ratio {does_not_fit}; choose one of {fitting}")
         return cls(("E" + "C" * cheap_per_expensive) * (num_clips // group))
 
     @classmethod
@@ -66,9 +66,9 @@ class StreamState(NamedTuple):
 class Faster(nn.Module):
     """Classify a video from its clips.
 
-    Where the two networks' feature maps differ, the expensive one's is what the aggregator gets: the cheap one's is
-    brought to its l x h x w by adaptive average pooling, which repeats where the map is coarser, and to its channels by
-    a learned 1x1x1 convolution, `projection`, both after the scale. That is ours; the paper's maps agree.
+    Where the networks' feature maps differ, the cheap one's is brought to the expensive one's l x h x w by adaptive
+    average pooling, which repeats where the map is coarser, then scaled, then brought to its channels by a learned
+    1x1x1 convolution, `projection`. That is ours; the paper's maps agree.
 
     Shape: (B, N, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; N at most the schedule's length
     Args:
@@ -103,10 +103,8 @@ class Faster(nn.Module):
             self.projection, self.classifier = None, None
         else:
             if expensive.channels != aggregator.channels:
-                raise ValueError(
-                    f"channels differ: {expensive.channels} of the expensive network, {aggregator.channels} of the "
-                    "aggregator"
-                )
+                sizes = f"{expensive.channels} of the expensive network, {aggregator.channels} of the aggregator"
+                raise ValueError(f"channels differ: {sizes}")
             self.projection = build_projection(cheap.channels, expensive.channels)
             self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
 
@@ -127,7 +125,7 @@ class Faster(nn.Module):
         seen, memory = (0, None) if state is None else state
         self._check_num_clips(seen + 1)
         is_expensive = self.schedule.is_expensive[seen]
-        feature = self._prepare(self._look(clip, is_expensive), is_expensive, self._feature_size(clip))
+        feature = self._prepare(self._look(clip, is_expensive), is_expensive, self._size_of(clip))
         state = StreamState(seen + 1, self._aggregate(feature[None], memory))
         return state, self._classify(state.memory)
 
@@ -147,7 +145,7 @@ class Faster(nn.Module):
                     f"maps have shapes {[tuple(other.shape) for other in maps]}; map {t} of {self.schedule!r} must be "
                     f"({len(maps[0])}, {channels}, l, h, w), with one l, h, w for each network"
                 )
-        reference = (16, 64, 96)  # by it networks with maps of other sizes are told apart: its sides differ
+        reference = (16, 64, 96)  # a clip that tells apart networks whose maps differ in size: its sides differ
         is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
         if not (is_known or self.aggregator.aggregates_scores):
             raise ValueError(f"{len(maps)} clips of {self.schedule!r} hold no expensive map, to whose size they come")
@@ -162,13 +160,12 @@ class Faster(nn.Module):
             chosen = clips if len(places) == len(schedule) else _take(clips, places)
             found = self._look(chosen.flatten(0, 1), is_expensive)
             maps |= zip(places, found.unflatten(0, (len(clips), len(places))).unbind(1), strict=True)
-        return self._arrange([maps[t] for t in range(len(schedule))], self._feature_size(clips))
+        return self._arrange([maps[t] for t in range(len(schedule))], self._size_of(clips))
 
     def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
-        """Compute the feature maps of clips by one of the networks."""
         return (self.expensive if is_expensive else self.cheap).features(clips)
 
-    def _feature_size(self, clips: torch.Tensor) -> tuple[int, int, int]:
+    def _size_of(self, clips: torch.Tensor) -> tuple[int, int, int]:
         """Give the (l, h, w) that the aggregator gets."""
         return self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
 
@@ -201,28 +198,23 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        if not 1 <= num_clips <= len(self.schedule):
-            raise ValueError(
-                f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
-            )
+        most = len(self.schedule)
+        if not 1 <= num_clips <= most:
+            raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")
 
     def _check_classes(self, wanted: int) -> None:
         expensive, cheap = (network.classifier.out_features for network in (self.expensive, self.cheap))
         if not expensive == cheap == wanted:
-            raise ValueError(
-                f"classes differ: {expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
-            )
+            classes = f"{expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
+            raise ValueError(f"classes differ: {classes}")
 
 
 def build_projection(cheap_channels: int, channels: int) -> Pointwise | None:
-    """Build the convolution from the cheap network's channels to the expensive one's; None where they are as many.
-
-    It starts so that features of a mean square of 1 keep it, on average.
-    """
+    """Build the convolution from the cheap network's channels to the expensive one's; None where they are as many."""
     if cheap_channels == channels:
         return None
     projection = Pointwise(cheap_channels, channels)
-    nn.init.normal_(projection.weight, std=cheap_channels**-0.5)
+    nn.init.normal_(projection.weight, std=cheap_channels**-0.5)  # features of a mean square of 1 keep it, on average
     return projection
 
 

@@ -1,7 +1,6 @@
 """torchvision's video classifiers as clip networks, with the clip size and normalisation that their weights need."""
 
 from collections import OrderedDict
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,15 +11,8 @@ from faster_lib.models.clips import PIXEL_MEAN, PIXEL_STD, ClipNetwork, as_input
 PREFIX = "torchvision/"
 
 
-class Strides(NamedTuple):
-    """By how much a network reduces its clip."""
-
-    time: int
-    space: int
-
-
-# Source: torchvision's code, tested against the maps themselves; mc3_18 reduces no time at all.
-TORCHVISION = {"r2plus1d_18": Strides(8, 16), "r3d_18": Strides(8, 16), "mc3_18": Strides(1, 16), "s3d": Strides(8, 32)}
+# By how much a network reduces (time, space). Source: torchvision's code, tested against the maps themselves.
+TORCHVISION = {"r2plus1d_18": (8, 16), "r3d_18": (8, 16), "mc3_18": (1, 16), "s3d": (8, 32)}
 # Why torchvision's other video classifiers cannot serve, by the beginning of their names.
 _REFUSED = {
     "mvit_": "it classifies a token beside the feature map, so that a pooled map has no classifier, it takes 16 frames "
@@ -41,9 +33,8 @@ _SAME_NORMALISATION = 1e-3  # of 1, the range of pixels: a quarter of a grey lev
 class TorchvisionBackbone(ClipNetwork):
     """One of torchvision's video classifiers.
 
-    A clip of another size than `input_px` is resized to a square of it, as the weights need, so that a pair of
-    networks may need different sizes. S3D's average over 2 x 7 x 7 positions stays before its classifier; at L = 16 it
-    is the global mean. S3D's batch norm moves its statistics by a thousandth each iteration, which suits fine-tuning.
+    A clip of another size than `input_px` is resized to a square of it, as the weights need. S3D's average over
+    2 x 7 x 7 positions stays before its classifier; at L = 16 it is the global mean.
 
     Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8
     Args:
@@ -76,8 +67,8 @@ class TorchvisionBackbone(ClipNetwork):
         return self.trunk(self._resize(as_input(clips)))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        strides = TORCHVISION[self.name]
-        return clip_size[0] // strides.time, *[self.input_px // strides.space] * 2  # whatever H and W are
+        time, space = TORCHVISION[self.name]
+        return clip_size[0] // time, *[self.input_px // space] * 2  # whatever H and W are
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.pool(features).mean(dim=(-3, -2, -1)))
@@ -151,5 +142,5 @@ def crop_px_of(weights: WeightsEnum) -> int:
 
 
 def build_s3d(num_classes: int = 400) -> nn.Module:
-    """Build torchvision's S3D as it is, for counting a competitor of Table 7. Source: Xie et al. 2018."""
+    """Build torchvision's S3D as it is, for counting a competitor of Table 7."""
     return get_model("s3d", weights=None, num_classes=num_classes)
