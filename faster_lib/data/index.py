@@ -26,7 +26,7 @@ from filelock import FileLock
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from faster_lib.data.datasets import Video, VideoList
+from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
 from faster_lib.data.video import VideoError, probe_video
 from faster_lib.paths import DATA, RUNS
@@ -98,13 +98,12 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
     if split not in words:
         raise ValueError(f"{table} has no split {split!r}; it has {', '.join(sorted({*words} - {'', '-'}))}")
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
-    kept = [
-        Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in chosen if not file.problem
-    ]
+    kept = [row for row in chosen if not row.file.problem]
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
-    videos = VideoList(tuple(kept), tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
-    _check_share(videos, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
-    return videos
+    videos = tuple(Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in kept)
+    found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
+    _check_share(found.census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
+    return found
 
 
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
@@ -178,37 +177,28 @@ def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[s
     return {"videos": len(rows), "bytes": sum(row.file.bytes for row in rows)}
 
 
-def _check_share(videos: VideoList, most_share: float, where: str, is_training: bool) -> None:
-    census = videos.census
+def _check_share(census: Census, most_share: float, where: str, is_training: bool) -> None:
     unreadable = census.missing + census.corrupt
     said = f"{unreadable} of the {census.expected} videos of {where} cannot be used: "
     said += f"{census.missing} missing, {census.corrupt} corrupt; the index says why"
     if not census.used or (is_training and unreadable > most_share * census.expected):
-        rule = f"data.most_unreadable_share is {most_share}: mend the set, or raise it to train without"
-        raise ValueError(f"{said}. {rule}")
+        raise ValueError(f"{said}. data.most_unreadable_share is {most_share}: mend the set, or raise it")
     if unreadable:
         _warn_once("%s; they are left out", said)
 
 
 def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
-    """List the videos of all splits and folds by the set's own lists, and its classes in order; no video is opened.
+    """List the videos of all splits and folds by the set's own lists, there or not, and its classes in order.
 
-    A video that is listed and not there has the path where it should be.
-
-    Raises: FileNotFoundError without the lists of that form; ValueError for a list that is malformed. Both name the
-        file and what it should hold.
+    Raises: FileNotFoundError without such lists; ValueError, naming file and line, for a list that is malformed.
     """
     root, lists = folder_of(data.root), folder_of(data.annotations or data.root)
     for key, path in (("root", root), ("annotations", lists)):
         if not path.is_dir():
-            raise FileNotFoundError(
-                f"data.{key} is {getattr(data, key)!r}, but {path} is no folder; put it there, or set FASTER_DATA to "
-                "the folder that relative paths start from"
-            )
+            where = f"data.{key} is {getattr(data, key)!r}, but {path} is no folder"
+            raise FileNotFoundError(f"{where}; relative paths start from {DATA}, or from FASTER_DATA")
     listed, labels = LAYOUTS[data.source](root, lists)
-    has_folds = data.source in FOLDED
-    words: dict[tuple[Path, str], list[str]] = {}
-    label_of: dict[Path, str] = {}
+    has_folds, words, label_of = data.source in FOLDED, {}, {}
     for path, label, split, fold in listed:
         if len(split.split()) != 1:
             raise ValueError(f"{lists} lists {path} in the split {split!r}, whose name must be one word")
@@ -222,11 +212,9 @@ def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
         raise ValueError(f"no video is listed in {lists} (data.source is {data.source!r})")
     if repeated := len(listed) - sum(word != "-" for row in words.values() for word in row):
         log.warning("%d lines in %s repeat others and count once", repeated, lists)
-    targets = {label: target for target, label in enumerate(labels)}
-    rows = [
-        Indexed(_name_in(root, path), label_of[path], targets[label_of[path]], " ".join(row))
-        for (path, _), row in words.items()
-    ]
+    targets, rows = {label: target for target, label in enumerate(labels)}, []
+    for (path, _), row in words.items():
+        rows.append(Indexed(_name_in(root, path), label_of[path], targets[label_of[path]], " ".join(row)))
     return rows, labels
 
 
