@@ -240,35 +240,38 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
-    return _load(name, folder, ())
+    return _load(name, folder, (), "")
 
 
-def _load(name: str, folder: Path, below: tuple[str, ...]) -> Profile:
-    content, origins = _read_chain(name, folder, below, "pretraining.profile")
+def _load(name: str, folder: Path, below: tuple[str, ...], where: str) -> Profile:
+    """Load a profile that those `below` are pre-trained in, as `where` says."""
+    if name in below:
+        raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
+    content, origins = _read_chain(name, folder, where)
     profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
     if profile.pretraining is not None:
-        before = _load(profile.pretraining.profile, folder, (*below, name))
+        where = f"{origins['pretraining', 'profile']}: pretraining.profile is {profile.pretraining.profile!r}"
+        before = _load(profile.pretraining.profile, folder, (*below, name), where)
         for section, key in ((section, key) for section, keys in _SHARED.items() for key in keys):
             own, theirs = (getattr(getattr(each, section), key) for each in (profile, before))
             if own != theirs:
-                where = f"params/{name}.yaml: pretraining.profile is {before.name!r}"
                 raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
     return profile
 
 
-def _read_chain(name: str, folder: Path, below: tuple[str, ...], key: str) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """Read a profile over its bases; also give the file that states each (section,) and each (section, key).
+def _read_chain(
+    name: str, folder: Path, where: str, below: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], dict[tuple, str]]:
+    """Read a profile over its bases, as one of which it stands in those `below`, as `where` says.
 
-    Args:
-        below: the profiles whose `key` leads here.
+    Returns: its sections, and the file that states each (section,) last and each (section, key).
     """
     known, source = sorted(path.stem for path in folder.glob("*.yaml")), f"params/{name}.yaml"
-    where = f"params/{below[-1]}.yaml: {key} is {name!r}" if below else ""
     if name in below:
-        raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
+        raise ProfileError(f"{where}, which leads back to {name!r}")
     if name not in known:
-        unknown = f"unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}"
-        raise ProfileError(f"{where}: {unknown}" if where else unknown)
+        lead = f"{where}: " if where else ""
+        raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
     try:
         own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
@@ -277,7 +280,7 @@ def _read_chain(name: str, folder: Path, below: tuple[str, ...], key: str) -> tu
         raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
     content, origins, base = {}, {}, own.pop("base", None)
     if base is not None:
-        content, origins = _read_chain(base, folder, (*below, name) if key == "base" else (name,), "base")
+        content, origins = _read_chain(base, folder, f"{source}: base is {base!r}", (*below, name))
     for section, stated in own.items():
         origins[section,] = source
         if isinstance(stated, dict):

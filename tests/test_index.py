@@ -319,7 +319,7 @@ def test_the_summary_counts_each_split_and_names_what_is_missing_corrupt_or_in_t
     lines = {line.split()[0]: line.split() for line in said.splitlines()}
     assert lines["train"] == ["train", "3", "2", "1", "0", "1,", "1,", "1"]
     assert lines["test"] == ["test", "2", "1", "0", "1", "0,", "0,", "0"]
-    assert "codec: h264 (3)" in said and "unreadable: 2" in said
+    assert "codec: h264 read by decord (3)" in said and "unreadable: 2" in said
     assert "  absent.mp4: missing: no such file" in said and "  cut.avi: corrupt: " in said
     assert "the same content in two splits: 1\n  train: h264.mp4, test: MIXED é.MP4" in said
     folds = [

@@ -87,13 +87,27 @@ def test_bases_form_a_chain_of_which_each_changes_some_keys_and_null_drops_a_sec
         ),
         ({"a": "base: 3\n"}, "params/a.yaml: base is 3: unknown profile 3"),
         ({"a": "base: a\n"}, "params/a.yaml: base is 'a', which leads back to 'a'"),
+        (
+            {"a": "base: b\n", "b": "base: tiny\npretraining: {profile: none}\n"},
+            "params/b.yaml: pretraining.profile is 'none': unknown profile 'none'",
+        ),
         ({"a": "base: b\n", "b": "base: c\n", "c": "base: b\n"}, "params/c.yaml: base is 'b', which leads back to 'b'"),
         ({"a": "base: b\n", "b": "base: tiny\ndata: {crop_pix: 3}\n"}, "'crop_px'? (in params/b.yaml)"),
         ({"a": "base: b\ndata: {flip: no way}\n", "b": "base: tiny\ndata: {flip: 3}\n"}, "(it is 'no way')"),
         ({"a": "base: b\n", "b": "base: tiny\ndata: {crop_px: 999}\n"}, "shortest side of 40 (in params/b.yaml)"),
         ({"a": "base: b\n", "b": "base: tiny\nlodaing: 3\n"}, "did you mean 'loading'? (in params/b.yaml)"),
     ],
-    ids=["unknown", "no name", "itself", "a circle", "key of a base", "own key", "own section", "section of a base"],
+    ids=[
+        "unknown",
+        "no name",
+        "itself",
+        "pretraining of a base",
+        "a circle",
+        "key of a base",
+        "own key",
+        "own section",
+        "section of a base",
+    ],
 )
 def test_a_wrong_base_or_a_fault_in_one_is_refused_with_the_file_in_which_it_stands(based, files, quoted):
     write_yaml(based, **files)

@@ -19,6 +19,7 @@ from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import VideoError, open_video, read_frames
 from faster_lib.profiles import Data
 
+Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cut centrally
 Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
 _STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
@@ -36,10 +37,8 @@ class Video:
     def open(self) -> Any:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
         reader = open_video(self.path)
-        if self.frames not in (None, len(reader)):
-            raise VideoError(
-                f"{self.path}: has {len(reader)} frames, but {self.frames} when it was indexed; index the videos again"
-            )
+        if self.frames not in (None, length := len(reader)):
+            raise VideoError(f"{self.path}: has {length} frames, but {self.frames} when it was indexed; index it again")
         return reader
 
     def read(self, reader: Any, indices: Sequence[int]) -> torch.Tensor:
@@ -252,8 +251,7 @@ class VideoClips(Dataset):
         wanted = [self._draw_indices(len(reader), generator) for generator in generators]
         needed = sorted({i for view in wanted for i in view})
         step = _STEP_FRAMES if video.decoder == "decord" else len(needed)
-        size = (len(wanted), self.num_clips * self.clip_frames, *[self.data.crop_px] * 2, 3)
-        views = torch.empty(size, dtype=torch.uint8)
+        views = torch.empty(len(wanted), len(wanted[0]), *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
         for first in range(0, len(needed), step):
             numbers = needed[first : first + step]
             frames = video.read(reader, numbers)
@@ -262,18 +260,13 @@ class VideoClips(Dataset):
         clips = views.unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target, index)
 
-    def _draw_indices(self, length: int, generator: torch.Generator | None) -> list[int]:
+    def _draw_indices(self, length: int, generator: Draws) -> list[int]:
         size = (length, self.clip_frames, self.num_clips)
         starts = uniform_clip_starts(*size) if generator is None else random_clip_starts(*size, generator)
         return [i for start in starts for i in clip_frame_indices(start, self.clip_frames, length)]
 
     def _fill(
-        self,
-        view: torch.Tensor,
-        indices: Sequence[int],
-        frames: torch.Tensor,
-        numbers: Sequence[int],
-        generator: torch.Generator | None,
+        self, view: torch.Tensor, indices: list[int], frames: torch.Tensor, numbers: list[int], generator: Draws
     ) -> None:
         """Cut those of the decoded frames that a view shows, and write them where it does: (N * L, H, W, 3)."""
         shown = set(indices)
@@ -292,7 +285,7 @@ def _span(numbers: list[int]) -> slice | list[int]:
     return slice(first, last + 1) if numbers == list(range(first, last + 1)) else numbers
 
 
-def _cut(frames: torch.Tensor, data: Data, generator: torch.Generator | None) -> torch.Tensor:
+def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
     if generator is None:
         return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
     sizes = {"short_side_px": data.train_short_side_px, "crop_px": data.crop_px}

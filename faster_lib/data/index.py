@@ -9,14 +9,15 @@ import argparse
 import csv
 import hashlib
 import io
+import itertools
 import logging
 import multiprocessing
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
 from concurrent.futures import TimeoutError as LimitReached
+from concurrent.futures import as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from filelock import FileLock
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from faster_lib.data.datasets import Video, VideoList
+from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
 from faster_lib.data.video import VideoError, probe_video
 from faster_lib.paths import DATA, RUNS
@@ -33,6 +34,7 @@ from faster_lib.profiles import FOLDED, Data, Profile, load_profile
 from faster_lib.store import Entry, hash_of, naming, remove_partials, write_whole
 
 log = logging.getLogger(__name__)
+_warn_once = lru_cache(log.warning)
 
 INDEX = "index.csv"
 TIME_LIMIT_SECONDS = 60.0  # for a file, and
@@ -70,13 +72,8 @@ class Indexed(NamedTuple):
     file: File = File()
 
 
-class Listed(NamedTuple):
-    """One line of an annotation file."""
-
-    path: Path
-    label: str
-    split: str
-    fold: int = 1
+# A line of the lists: path, label, split, and the fold, 1 where the set has none. The readers also give all classes.
+Listed = tuple[Path, str, str, int]
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
@@ -101,13 +98,12 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
     if split not in words:
         raise ValueError(f"{table} has no split {split!r}; it has {', '.join(sorted({*words} - {'', '-'}))}")
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
-    kept = [
-        Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in chosen if not file.problem
-    ]
+    kept = [row for row in chosen if not row.file.problem]
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
-    videos = VideoList(tuple(kept), tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
-    _check_share(videos, profile, f"videos of split {split!r}", table, is_training)
-    return videos
+    videos = tuple(Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in kept)
+    found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
+    _check_share(found.census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
+    return found
 
 
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
@@ -181,44 +177,31 @@ def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[s
     return {"videos": len(rows), "bytes": sum(row.file.bytes for row in rows)}
 
 
-def _check_share(videos: VideoList, profile: Profile, what: str, table: Path, is_training: bool) -> None:
-    census, most = videos.census, profile.data.most_unreadable_share
+def _check_share(census: Census, most_share: float, where: str, is_training: bool) -> None:
     unreadable = census.missing + census.corrupt
-    message = (
-        f"{unreadable} of the {census.expected} {what} cannot be used: {census.missing} missing, "
-        f"{census.corrupt} corrupt; {table} says why"
-    )
-    if not census.used or (is_training and unreadable > most * census.expected):
-        raise ValueError(f"{message}. data.most_unreadable_share is {most}: mend the set, or raise it to train without")
+    said = f"{unreadable} of the {census.expected} videos of {where} cannot be used: "
+    said += f"{census.missing} missing, {census.corrupt} corrupt; the index says why"
+    if not census.used or (is_training and unreadable > most_share * census.expected):
+        raise ValueError(f"{said}. data.most_unreadable_share is {most_share}: mend the set, or raise it")
     if unreadable:
-        _warn_once(message)
-
-
-@lru_cache
-def _warn_once(message: str) -> None:
-    log.warning("%s; they are left out", message)
+        _warn_once("%s; they are left out", said)
 
 
 def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
-    """List the videos of all splits and folds by the set's own lists, and its classes in order; no video is opened.
+    """List the videos of all splits and folds by the set's own lists, there or not, and its classes in order.
 
-    A video that is listed and not there has the path where it should be.
-
-    Raises: FileNotFoundError without the lists of that form; ValueError for a list that is malformed. Both name the
-        file and what it should hold.
+    Raises: FileNotFoundError without such lists; ValueError, naming file and line, for a list that is malformed.
     """
     root, lists = folder_of(data.root), folder_of(data.annotations or data.root)
     for key, path in (("root", root), ("annotations", lists)):
         if not path.is_dir():
-            raise FileNotFoundError(
-                f"data.{key} is {getattr(data, key)!r}, but {path} is no folder; put it there, or set FASTER_DATA to "
-                "the folder that relative paths start from"
-            )
+            where = f"data.{key} is {getattr(data, key)!r}, but {path} is no folder"
+            raise FileNotFoundError(f"{where}; relative paths start from {DATA}, or from FASTER_DATA")
     listed, labels = LAYOUTS[data.source](root, lists)
-    has_folds = data.source in FOLDED
-    words: dict[tuple[Path, str], list[str]] = {}
-    label_of: dict[Path, str] = {}
+    has_folds, words, label_of = data.source in FOLDED, {}, {}
     for path, label, split, fold in listed:
+        if len(split.split()) != 1:
+            raise ValueError(f"{lists} lists {path} in the split {split!r}, whose name must be one word")
         if label_of.setdefault(path, label) != label:
             raise ValueError(f"{lists} lists {path} as {label_of[path]!r} and as {label!r}")
         row = words.setdefault((path, "" if has_folds else split), ["-"] * (3 if has_folds else 1))
@@ -229,11 +212,9 @@ def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
         raise ValueError(f"no video is listed in {lists} (data.source is {data.source!r})")
     if repeated := len(listed) - sum(word != "-" for row in words.values() for word in row):
         log.warning("%d lines in %s repeat others and count once", repeated, lists)
-    targets = {label: target for target, label in enumerate(labels)}
-    rows = [
-        Indexed(_name_in(root, path), label_of[path], targets[label_of[path]], " ".join(row))
-        for (path, _), row in words.items()
-    ]
+    targets, rows = {label: target for target, label in enumerate(labels)}, []
+    for (path, _), row in words.items():
+        rows.append(Indexed(_name_in(root, path), label_of[path], targets[label_of[path]], " ".join(row)))
     return rows, labels
 
 
@@ -246,30 +227,27 @@ def video_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
 
 
-class Files:
-    """The video files below a folder, found by their name, whatever the ending and the folders between."""
+def _finder(root: Path) -> Callable[..., Path]:
+    """Give a function that finds a video file below a folder by its name, whatever its ending and the folders between.
 
-    def __init__(self, root: Path):
-        self.root = root
-        self._by_name: dict[str, list[Path]] = defaultdict(list)
-        for path in video_files(root):
-            self._by_name[path.stem.casefold()].append(path)
+    Of several it is the one in a folder of the expected name or of the split's; ValueError if two fit equally well.
+    Where there is none, the expected path is given.
+    """
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in video_files(root):
+        by_name[path.stem.casefold()].append(path)
 
-    def find(self, expected: str, *, split: str = "", is_case_free: bool = False) -> Path:
-        """Find a file by its path from the root; of several, the one in a folder of that name or of the split's.
-
-        Returns: the path; where there is none, the expected one.
-        Raises: ValueError if two files fit equally well.
-        """
+    def find(expected: str, *, split: str = "", is_case_free: bool = False) -> Path:
         wanted = Path(expected)
-        found = self._by_name.get(wanted.stem.casefold(), [])
+        found = by_name.get(wanted.stem.casefold(), [])
         found = [path for path in found if is_case_free or path.stem == wanted.stem]
         for folder in (wanted.parent.name.casefold(), split):
-            inside = [path for path in found if folder in (part.casefold() for part in path.parent.parts)]
-            found = inside or found
+            found = [path for path in found if folder in (part.casefold() for part in path.parent.parts)] or found
         if len(found) > 1:
-            raise ValueError(f"{expected!r} may be {found[0]} or {found[1]}; keep one of them below {self.root}")
-        return found[0] if found else self.root / expected
+            raise ValueError(f"{expected!r} may be {found[0]} or {found[1]}; keep one of them below {root}")
+        return found[0] if found else root / expected
+
+    return find
 
 
 def read_annotated(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
@@ -284,7 +262,7 @@ def read_annotated(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
     for number, line in enumerate(lines, start=2):
         if len(line) != 3 or not all(line):
             raise ValueError(f"{path}, line {number}: {line} is not one path, label and split")
-    return [Listed(root / name, label, split) for name, label, split in lines], sorted({line[1] for line in lines})
+    return [(root / name, label, split, 1) for name, label, split in lines], sorted({line[1] for line in lines})
 
 
 def read_kinetics(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
@@ -292,27 +270,21 @@ def read_kinetics(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
 
     Source: Kay et al. 2017, both releases of the lists (`validate` or `val`, with or without quotes and `is_cc`).
     """
-    rows = [row for path in sorted(lists.glob("*.csv")) for row in _kinetics_rows(path)]
-    if not rows:
-        raise FileNotFoundError(f"no CSV in {lists} has the columns {','.join(_KINETICS_COLUMNS)}")
-    files = Files(root)
-    listed = [Listed(files.find(name, split=split), label, split) for name, label, split in rows]
-    return listed, sorted({label for _, label, _ in rows})
-
-
-def _kinetics_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Give the expected name of each video, its label and its split."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        if next(lines, [])[: len(_KINETICS_COLUMNS)] != _KINETICS_COLUMNS:
-            return
-        for number, line in enumerate(lines, start=2):
+    find, listed, width = _finder(root), [], len(_KINETICS_COLUMNS)
+    for path in sorted(lists.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+        for number, line in enumerate(lines if header[:width] == _KINETICS_COLUMNS else (), start=2):
             try:
-                label, key, start, end, split = line[: len(_KINETICS_COLUMNS)]
-                name = f"{key}_{int(float(start)):06d}_{int(float(end)):06d}.mp4"
+                label, key, *times, split = line[:width]
+                start, end = (f"{int(float(time)):06d}" for time in times)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {line} is no row of Kinetics") from error
-            yield name, label, _SPLIT_NAMES.get(split.strip(), split.strip())
+            split = _SPLIT_NAMES.get(split.strip(), split.strip())
+            listed.append((find(f"{key}_{start}_{end}.mp4", split=split), label, split, 1))
+    if not listed:
+        raise FileNotFoundError(f"no CSV in {lists} has the columns {','.join(_KINETICS_COLUMNS)}")
+    return listed, sorted({label for _, label, _, _ in listed})
 
 
 def read_ucf101(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
@@ -322,18 +294,18 @@ def read_ucf101(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
 
     Source: Soomro et al. 2012, "ucfTrainTestlist".
     """
-    lists = _inner(lists, "ucfTrainTestlist")
+    lists = next((path.parent for path in lists.glob("**/classInd.txt")), lists)
     numbered = [line.split() for line in _lines(lists / "classInd.txt")]
     labels = [name for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
-    known, files, listed = {label.casefold(): label for label in labels}, Files(root), []
-    for fold, split in ((fold, split) for fold in (1, 2, 3) for split in ("train", "test")):
+    known, find, listed = {label.casefold(): label for label in labels}, _finder(root), []
+    for fold, split in itertools.product((1, 2, 3), ("train", "test")):
         path = lists / f"{split}list{fold:02d}.txt"
         for line in _lines(path):
             name = line.split()[0]  # the training list has the class number behind it
             folder = name.split("/")[0].casefold()
             if folder not in known:
                 raise ValueError(f"{path}: {line!r} is of no class in classInd.txt")
-            listed.append(Listed(files.find(name, is_case_free=True), known[folder], split, fold))
+            listed.append((find(name, is_case_free=True), known[folder], split, fold))
     return listed, labels
 
 
@@ -342,18 +314,18 @@ def read_hmdb51(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
 
     Source: Kuehne et al. 2011, "testTrainMulti_7030_splits".
     """
-    lists, files, listed = _inner(lists, "testTrainMulti_7030_splits"), Files(root), []
-    labels = sorted(path.name.removesuffix("_test_split1.txt") for path in lists.glob("*_test_split1.txt"))
-    if not labels:
+    firsts = sorted(lists.glob("**/*_test_split1.txt"))
+    if not firsts:
         raise FileNotFoundError(f"no <class>_test_split1.txt in {lists}")
-    for label, fold in ((label, fold) for label in labels for fold in (1, 2, 3)):
-        path = lists / f"{label}_test_split{fold}.txt"
+    labels, find, listed = [path.name.removesuffix("_test_split1.txt") for path in firsts], _finder(root), []
+    for label, fold in itertools.product(labels, (1, 2, 3)):
+        path = firsts[0].with_name(f"{label}_test_split{fold}.txt")
         for line in _lines(path):
             name, _, flag = line.rpartition(" ")
             if flag not in _FLAGS:
                 raise ValueError(f"{path}: {line!r} does not end in a flag 0, 1 or 2")
             if flag != "0":
-                listed.append(Listed(files.find(f"{label}/{name}"), label, _FLAGS[flag], fold))
+                listed.append((find(f"{label}/{name}"), label, _FLAGS[flag], fold))
     return listed, labels
 
 
@@ -364,22 +336,23 @@ def read_path_label(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
 
     Source: the lists of PySlowFast and mmaction2.
     """
-    named = [lists / f"{split}{ending}" for split in _SPLITS for ending in (".csv", ".txt", ".list")]
-    found = {path.stem: path for path in reversed(named) if path.is_file()}
-    if not found:
-        raise FileNotFoundError(f"no list in {lists}: there must be one such as {', '.join(p.name for p in named[:3])}")
-    names = next((_lines(lists / name) for name in ("classes.txt", "label_map.txt") if (lists / name).is_file()), None)
-    numbered = []
-    for split, path in reversed(found.items()):
+    endings, names, numbered = (".csv", ".txt", ".list"), ("classes.txt", "label_map.txt"), []
+    labels = next((_lines(lists / name) for name in names if (lists / name).is_file()), None)
+    found = [next(filter(Path.is_file, (lists / f"{split}{end}" for end in endings)), None) for split in _SPLITS]
+    for path in filter(None, found):
         for line in _lines(path):
             match = re.fullmatch(r"(.+?)[ ,\t]+(\d+)", line)
             if not match:
                 raise ValueError(f"{path}: {line!r} is not a path and a class number")
-            if names is not None and int(match[2]) >= len(names):
-                raise ValueError(f"{path}: class {match[2]} of {match[1]} is none of the {len(names)} that have a name")
-            numbered.append((root / match[1], int(match[2]), split))
-    labels = names or [str(number) for number in range(1 + max((number for _, number, _ in numbered), default=-1))]
-    return [Listed(path, labels[number], split) for path, number, split in numbered], labels
+            if labels is not None and int(match[2]) >= len(labels):
+                raise ValueError(
+                    f"{path}: class {match[2]} of {match[1]} is none of the {len(labels)} that have a name"
+                )
+            numbered.append((root / match[1], int(match[2]), path.stem))
+    if not any(found):
+        raise FileNotFoundError(f"no list in {lists}: there must be one such as train.csv, train.txt or train.list")
+    labels = labels or [str(number) for number in range(1 + max((number for _, number, _ in numbered), default=-1))]
+    return [(path, labels[number], split, 1) for path, number, split in numbered], labels
 
 
 def read_folders(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
@@ -396,36 +369,29 @@ def read_folders(root: Path, lists: Path) -> tuple[list[Listed], list[str]]:
             for line in (line.replace("\\", "/") for line in _lines(path)):
                 if line.split("/")[0] not in known:
                     raise ValueError(f"{path}: {line} is in no class folder of {root}")
-                listed.append(Listed(root / line, line.split("/")[0], split))
+                listed.append((root / line, line.split("/")[0], split, 1))
         elif (root / split).is_dir():
-            labels |= (known := _subfolders(root / split))
-            listed += [
-                Listed(path, label, split) for label in sorted(known) for path in video_files(root / split / label)
-            ]
-    if not listed and not labels:
+            labels |= _subfolders(root / split)
+            found = video_files(root / split)
+            listed += [(path, path.relative_to(root / split).parts[0], split, 1) for path in found]
+    if not labels:
         log.info("%s has no list and no folder of a split: the hash of its path puts each video in one", root)
         labels = _subfolders(root)
-        for label in sorted(labels):
-            listed += [Listed(path, label, _split_by_hash(_name_in(root, path))) for path in video_files(root / label)]
-    return listed, sorted(labels)
+        for path in video_files(root):
+            name = path.relative_to(root).as_posix()
+            tenth = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10
+            listed.append((path, name.split("/")[0], {8: "val", 9: "test"}.get(tenth, "train"), 1))
+    return [video for video in listed if video[1] in labels], sorted(labels)
 
 
 def _subfolders(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _split_by_hash(name: str) -> str:
-    return {8: "val", 9: "test"}.get(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10, "train")
-
-
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}")
     return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-
-
-def _inner(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_dir() else folder
 
 
 LAYOUTS: dict[str, Callable[[Path, Path], tuple[list[Listed], list[str]]]] = {
@@ -472,10 +438,8 @@ def scan(
             except OSError as error:
                 found[path] = File(problem=f"missing: no such file ({error.strerror})")
                 continue
-            modified_ns, file = known.get(_name_in(root, path), (0, File()))
-            if (modified_ns, file.bytes) == (stat.st_mtime_ns, stat.st_size):
-                found[path] = file
-            else:
+            modified_ns, found[path] = known.get(_name_in(root, path), (0, File()))
+            if (modified_ns, found[path].bytes) != (stat.st_mtime_ns, stat.st_size):
                 todo[path] = stat
         if todo:  # the memory whole first, whatever an interruption left at its end
             write_whole(memory, _as_csv(*((name, time, *file) for name, (time, file) in known.items())))
@@ -497,27 +461,26 @@ def _read_memory(memory: Path) -> dict[str, tuple[int, File]]:
 def _read_files(sizes: Mapping[Path, int], workers: int, time_limit: float) -> Iterator[tuple[Path, File]]:
     if not sizes:
         return
-    with ProcessPool(max_workers=max(workers, 1), context=_clean_processes(), initializer=_hush) as pool:
+    context = multiprocessing.get_context("forkserver")  # decord's open readers would not survive a fork of this one
+    context.set_forkserver_preload([__name__])
+    with ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush) as pool:
         futures = {}
         for path, size in sizes.items():
             limit = time_limit + SECONDS_PER_MB * size / 1e6
-            futures[pool.schedule(_read_file, args=[path, size], timeout=limit)] = path, size, limit
+            futures[pool.schedule(_read_file, args=[path, size], timeout=limit)] = path, size
         try:
             for future in tqdm(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
-                path, size, limit = futures.pop(future)
-                yield path, _outcome(future, size, limit)
+                path, size = futures.pop(future)
+                try:
+                    yield path, future.result()
+                except LimitReached as error:
+                    yield path, File(bytes=size, problem=f"corrupt: reading it took more than {error.args[1]:.0f} s")
+                except ProcessExpired as error:
+                    reason = f"the decoder aborted (exit code {error.exitcode})"
+                    yield path, File(bytes=size, problem=f"corrupt: {reason}")
         except BaseException:
             pool.stop()
             raise
-
-
-def _clean_processes() -> multiprocessing.context.BaseContext:
-    """Give processes that do not begin as a fork of this one, since decord's open readers would not survive that."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _hush() -> None:
@@ -537,16 +500,6 @@ def _read_file(path: Path, size: int) -> File:
         return File(bytes=size, sha256=sha256, problem=f"corrupt: {reason}")
 
 
-def _outcome(future: Future, size: int, limit: float) -> File:
-    try:
-        return future.result()
-    except LimitReached:
-        reason = f"reading it took more than {limit:.0f} s"
-    except ProcessExpired as error:
-        reason = f"the decoder aborted (exit code {error.exitcode})"
-    return File(bytes=size, problem=f"corrupt: {reason}")
-
-
 def summarise(rows: Sequence[Indexed]) -> str:
     """Say what an index holds: expected, missing, corrupt, too short, and what is in more than one split."""
     columns = "{:<14}{:>9}{:>9}{:>8}{:>8}  {}".format
@@ -563,37 +516,24 @@ def summarise(rows: Sequence[Indexed]) -> str:
         if not split.startswith("-"):
             lines.append(columns(split, *counts, ", ".join(short)))
     files = {row.path: row.file for row in rows}
-    readable = [file for file in files.values() if not file.problem]
-    for what, values in (
-        ("codec", Counter(file.codec for file in readable)),
-        ("size, px", Counter(f"{file.width_px}x{file.height_px}" for file in readable)),
-        ("frames a second", Counter(f"{file.fps:g}" for file in readable)),
-    ):
-        lines.append(f"{what}: " + ", ".join(f"{value} ({number})" for value, number in values.most_common(5)))
-    inexact = sum(file.decoder == "decord_in_order" for file in readable)
-    lines.append(f"random access inexact, so read from the beginning: {inexact}")
+    codecs = Counter(f"{file.codec} read by {file.decoder}" for file in files.values() if not file.problem)
+    lines.append("codec: " + ", ".join(f"{codec} ({number})" for codec, number in codecs.most_common()))
     unreadable = [f"  {path}: {file.problem}" for path, file in files.items() if file.problem]
-    twice = _list_shared(rows)
-    lines += [f"unreadable: {len(unreadable)}", *_some(unreadable)]
-    return "\n".join([*lines, f"the same content in two splits: {len(twice)}", *_some(twice)])
+    for what, found in (("unreadable", unreadable), ("the same content in two splits", _list_shared(rows))):
+        more = len(found) - _MOST_NAMED
+        lines += [f"{what}: {len(found)}", *found[:_MOST_NAMED]]
+        lines += [f"  ... and {more} more, in the index"] if more > 0 else []
+    return "\n".join(lines)
 
 
 def _list_shared(rows: Sequence[Indexed]) -> list[str]:
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
-        if row.file.sha256:
-            places[row.file.sha256].setdefault(row.split, row.path)
-    shared = []
-    for found in places.values():
-        folds = zip(*(split.split() for split in found), strict=True)
-        if any(len({*words} - {"-"}) > 1 for words in folds):
-            shared.append("  " + ", ".join(f"{split}: {path}" for split, path in found.items()))
-    return shared
-
-
-def _some(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _MOST_NAMED
-    return [*lines[:_MOST_NAMED], *([f"  ... and {more} more, in the index"] if more > 0 else [])]
+        places[row.file.sha256].setdefault(row.split, row.path)
+    places.pop("", None)  # of what could not be read
+    folds = {sha256: zip(*(split.split() for split in found), strict=True) for sha256, found in places.items()}
+    shared = [places[key] for key in folds if any(len({*words} - {"-"}) > 1 for words in folds[key])]
+    return ["  " + ", ".join(f"{split}: {path}" for split, path in found.items()) for found in shared]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
