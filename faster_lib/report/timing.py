@@ -307,3 +307,33 @@ def _time_panel(kind: str, how: str, ylabel: str, points: Mapping[str, Sequence[
             series.append(Series(look, x, y, (), names, is_joined=False, label_offset=(7, -11)))
     title, xlabel = f"{kind}: R² = {r_squared:.3f}", f"GFLOPs per video, {how}"
     return Panel(title, xlabel, ylabel, series, is_log=False, line=(slope, intercept))
+
+
+@torch.inference_mode()
+def time_videos(models: Mapping[str, TimedFaster], clips: VideoClips) -> dict[str, list[Seconds]]:
+    """Time every model on all videos, one video after the other, on a GPU where there is one.
+
+    Decoding is all from the file to normalised clips on the device. Before the clock runs, one video is decoded, and
+    every model sees it, which compiles what is to be compiled.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for model in models.values():
+        model.to(device)(normalise(clips[0][0].to(device)))
+    jobs = [(name, video) for name in models for video in range(len(clips))]
+    measured: dict[str, list[Seconds]] = {name: [] for name in models}
+    for name, video in tqdm(jobs, desc="time", unit="video"):
+        start = now()
+        view = normalise(clips[video][0].to(device))  # (1, N, 3, L, crop, crop)
+        decoded, at_work = now(), time.process_time()
+        models[name](view)
+        end, at_work = now(), time.process_time() - at_work
+        spans = {"decoding": decoded - start, "networks": end - decoded, "in all": end - start, "at work": at_work}
+        measured[name].append({**spans, **models[name].seconds})
+    return measured
+
+
+def now() -> float:
+    """Give the time in seconds, after a GPU has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
