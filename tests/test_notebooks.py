@@ -1,6 +1,10 @@
 """Every notebook run as a user runs it, by papermill in a process of its own, on the smoke profile."""
 
+import ast
+import copy
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +15,7 @@ import pytest
 from faster_lib.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.ipynb"))}
 SMALL = ("-p", "profile", "smoke", "-p", "L", "8")
 FEW_SEEDS = "seeds: [0, 1]"
 
@@ -64,7 +68,7 @@ def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("notebook", NAMES)
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_papermill_lists_each_parameter_with_type_and_help(notebook):
     path = FOLDER / f"{notebook}.ipynb"
     listed = papermill.inspect_notebook(str(path))  # what `papermill --help-notebook` prints
@@ -74,3 +78,135 @@ def test_papermill_lists_each_parameter_with_type_and_help(notebook):
     for parameter in listed.values():
         assert parameter["inferred_type_name"] in ("str", "int", "float", "bool", "list"), parameter
         assert len(parameter["help"].split()) >= 4, parameter
+
+
+# The folders in which an absolute path of a user's machine begins.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/-])/(home|Users|root|work|tmp|usr|opt|var|mnt|srv|content)/|\b[A-Z]:\\\w")
+PARAMETER = re.compile(r"(?P<name>\w+): (?P<type>[\w\[\], |]+) = (?P<value>.+?)  # (?P<comment>.+)")
+
+
+def parameter_faults(source: str) -> list[str]:
+    faults = []
+    for line in source.splitlines():
+        match = PARAMETER.fullmatch(line)
+        if match is None:
+            faults.append(f"parameters: {line!r} is not 'name: type = literal  # comment'")
+            continue
+        if "=" in match["comment"]:
+            faults.append(f"parameters: {line!r} has an = in its comment")
+        try:
+            ast.literal_eval(match["value"])
+        except ValueError:
+            faults.append(f"parameters: {line!r} has a value that is no plain literal")
+    return faults
+
+
+def code_faults(source: str, number: int) -> list[str]:
+    faults = [f"cell {number}: more than 20 lines"] if len(source.splitlines()) > 20 else []
+    if re.search(r"^\s*[!%]", source, re.MULTILINE):
+        return [*faults, f"cell {number}: a shell command or magic"]
+    nodes = list(ast.walk(ast.parse(source)))
+    if any(isinstance(node, ast.ClassDef) for node in nodes):
+        faults.append(f"cell {number}: a class")
+    used = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    forbidden = {"sys.path", "warnings.filterwarnings", "warnings.simplefilter", "os.system", "subprocess.run"}
+    return faults + [f"cell {number}: {name}" for name in sorted(used & forbidden)]
+
+
+def output_faults(output: dict, number: int) -> list[str]:
+    texts = [output.get("text", ""), *output.get("traceback", [])]
+    texts += [text for mime, text in output.get("data", {}).items() if mime.startswith("text/")]
+    text = "\n".join("".join(part) for part in texts)
+    faults = [f"cell {number}: an error"] if output["output_type"] == "error" else []
+    if ABSOLUTE_PATH.search(text) or str(ROOT) in text:
+        faults.append(f"cell {number}: an absolute path in its output")
+    is_image = any(mime.startswith("image/") for mime in output.get("data", {}))
+    if re.search(r"<Figure |\[?<(matplotlib\.|Axes)", text) and not is_image:
+        faults.append(f"cell {number}: a bare figure in its output")
+    return faults
+
+
+def notebook_faults(notebook: dict) -> list[str]:
+    """Everything in which a notebook breaks CONTRIBUTING's rules for notebooks."""
+    cells = notebook["cells"]
+    code = [("".join(cell["source"]), cell) for cell in cells if cell["cell_type"] == "code"]
+    tags = [cell["metadata"].get("tags", []) for _, cell in code]
+    faults = [] if len(cells) <= 30 else [f"{len(cells)} cells"]
+    if notebook["metadata"].get("kernelspec", {}).get("name") != "python3":
+        faults.append("kernel: must be python3")
+    if not cells or cells[0]["cell_type"] != "markdown":
+        faults.append("the first cell does not tell")
+    if [i for i, names in enumerate(tags) if "parameters" in names] != [0]:
+        faults.append("parameters: must tag the first code cell and no other")
+    else:
+        faults += parameter_faults(code[0][0])
+    if [cell["execution_count"] for _, cell in code] != list(range(1, len(code) + 1)):
+        faults.append("outputs: not of one clean run, cells 1 to n")
+    ignored = [i for i, names in enumerate(tags) if "nbval-ignore-output" in names]
+    asserting = [i for i, (source, _) in enumerate(code) if re.search(r"^assert ", source, re.MULTILINE)]
+    if ignored and not any(i > ignored[-1] for i in asserting):
+        faults.append("no Check cell after the last nbval-ignore-output")
+    for number, (source, cell) in enumerate(code, start=1):
+        faults += code_faults(source, number)
+        faults += [fault for output in cell["outputs"] for fault in output_faults(output, number)]
+    return faults
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_follows_the_style_guide(notebook):
+    assert notebook_faults(NOTEBOOKS[notebook]) == []
+
+
+def code_cell(source: str, count: int, *outputs: dict, tags: tuple[str, ...] = ()) -> dict:
+    metadata = {"tags": list(tags)} if tags else {}
+    return dict(cell_type="code", source=source, metadata=metadata, execution_count=count, outputs=list(outputs))
+
+
+TEXT_CELL = dict(cell_type="markdown", metadata={}, source="# 1. A question")
+GOOD_NOTEBOOK = {
+    "metadata": {"kernelspec": {"name": "python3"}},
+    "cells": [
+        TEXT_CELL,
+        code_cell('profile: str = "tiny"  # a file in params/\nL: int = 8  # frames', 1, tags=("parameters",)),
+        code_cell("1 + 1", 2, {"output_type": "execute_result", "data": {"text/plain": "2, see figures/a/b.csv"}}),
+        code_cell("2 + 2", 3, {"output_type": "stream", "text": "4\n"}, tags=("nbval-ignore-output",)),
+        code_cell("assert 2 + 2 == 4", 4),
+    ],
+}
+
+
+def text_output(text: str) -> list[dict]:
+    return [{"output_type": "stream", "text": [text]}]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fault"),
+    [
+        (("metadata", "kernelspec", "name"), "venv", "kernel"),
+        (("cells", 1, "metadata"), {}, "parameters: must tag"),
+        (("cells", 1, "source"), "L: int = 8", "parameters: 'L: int = 8' is not"),
+        (("cells", 1, "source"), "L = 8  # frames", "parameters: 'L = 8  # frames' is not"),
+        (("cells", 1, "source"), "L: int = 8  # L = 8 or 16", "an = in its comment"),
+        (("cells", 1, "source"), "L: int = 2 * 4  # frames", "no plain literal"),
+        (("cells", 2, "source"), "\n".join(["x = 1"] * 21), "cell 2: more than 20 lines"),
+        (("cells", 2, "source"), "class A:\n    pass", "cell 2: a class"),
+        (("cells", 2, "source"), "import sys\nsys.path.append('..')", "cell 2: sys.path"),
+        (("cells", 2, "source"), "x = 1\n!ls", "cell 2: a shell command"),
+        (("cells", 2, "execution_count"), None, "outputs: not of one clean run"),
+        (("cells", 2, "outputs"), text_output("wrote /home/me/kit/figures/a.csv"), "cell 2: an absolute path"),
+        (("cells", 2, "outputs"), text_output("[<matplotlib.lines.Line2D at 0x7f>]"), "cell 2: a bare figure"),
+        (("cells", 4, "source"), "2 + 2 == 4", "no Check cell"),
+        (("cells",), [TEXT_CELL] * 27 + GOOD_NOTEBOOK["cells"][1:], "31 cells"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_a_breach_of_the_style_guide_is_noticed(place, value, fault):
+    notebook = copy.deepcopy(GOOD_NOTEBOOK)
+    assert notebook_faults(notebook) == []
+    *way, last = place
+    part = notebook
+    for step in way:
+        part = part[step]
+    part[last] = value
+    (found,) = notebook_faults(notebook)
+    assert fault in found
