@@ -11,11 +11,11 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce scan dry-run test bench retrain sweep status lint format notebooks report constraints clean distclean
+.PHONY: help venv reproduce scan test bench retrain sweep status lint format notebooks report constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, scan, dry-run, retrain and sweep; OUT=$(OUT) for reproduce'
+	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, scan, retrain and sweep; OUT=$(OUT) for reproduce'
 
 venv: $(STAMP)  ## make .venv with $PYTHON and install the kit into it
 
@@ -33,9 +33,6 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 
 scan: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
 	$(BIN)/python -m faster_lib.data.scan --profile $(PROFILE)
-
-dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos, and estimate the whole
-	$(BIN)/python -m faster_lib.dryrun --profile $(PROFILE) -L $(L)
 
 # The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
