@@ -1,4 +1,4 @@
-"""Every notebook run as a user runs it, by papermill in a process of its own, on the smoke profile."""
+"""Every notebook: its form, its parameters, and a run on the smoke profile as a user runs it."""
 
 import ast
 import copy
@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -16,16 +18,20 @@ from faster_lib.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.ipynb"))}
-SMALL = ("-p", "profile", "smoke", "-p", "L", "8")
 FEW_SEEDS = "seeds: [0, 1]"
 
 
-def run(notebook: str, folder, *arguments):
+def code_cells(notebook: str) -> list[str]:
+    """The sources of its code cells, the parameters first."""
+    return ["".join(cell["source"]) for cell in NOTEBOOKS[notebook]["cells"] if cell["cell_type"] == "code"]
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    """Run Python with results and figures in a folder of their own."""
     folders = {"FASTER_RUNS": str(folder / "runs"), "FASTER_FIGURES": str(folder / "figures")}
-    command = [sys.executable, "-m", "papermill", str(FOLDER / f"{notebook}.ipynb"), str(folder / "out.ipynb")]
     environment = os.environ | folders
     return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=900
+        [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=900
     )
 
 
@@ -35,12 +41,13 @@ def smoke(tmp_path_factory):
     return tmp_path_factory.mktemp("smoke")
 
 
-def test_the_ratio_study_runs_from_nothing_leaves_what_it_shows_and_finds_its_results_again(smoke):
-    arguments = (*SMALL, "-y", f"{{ratios: [0, 1, 3], {FEW_SEEDS}}}")
-    assert (done := run("04_ratio_study", smoke, *arguments)).returncode == 0, done.stderr
+def test_the_ratio_study_runs_from_nothing_leaves_what_it_shows_and_reuses_its_results(smoke):
+    notebooks = (str(FOLDER / "04_ratio_study.ipynb"), str(smoke / "out.ipynb"))
+    small = ("-p", "profile", "smoke", "-p", "L", "8", "-y", f"{{ratios: [0, 1, 3], others: [gru], {FEW_SEEDS}}}")
+    command = ("-m", "papermill", *notebooks, *small)
+    assert (done := run(smoke, *command)).returncode == 0, done.stderr
     stamps = {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
-    kinds = {path.parents[1].name for path in stamps}
-    assert kinds == {"videos", "backbones", "features", "aggregators"}
+    assert len(stamps) >= 2 + 4 + 2 + 13  # videos, feature maps, networks, cells
     stem = "04_ratio_study_smoke_L8"
     made = {path.name for path in (smoke / "figures").iterdir()}
     assert made == {f"{stem}.csv", f"{stem}.png", f"{stem}.svg", f"{stem}_claims.csv"}
@@ -48,36 +55,112 @@ def test_the_ratio_study_runs_from_nothing_leaves_what_it_shows_and_finds_its_re
     assert any("image/png" in output.get("data", {}) for output in outputs)
     first = (smoke / "figures" / f"{stem}.csv").read_bytes()
     assert b"measured at smoke scale" in first and b"measured at tiny scale" not in first
-    assert (done := run("04_ratio_study", smoke, *arguments)).returncode == 0, done.stderr
+    assert b"# commit: " in first and b"# commit: " in (smoke / "figures" / f"{stem}_claims.csv").read_bytes()
+    assert (done := run(smoke, *command)).returncode == 0, done.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
     assert (smoke / "figures" / f"{stem}.csv").read_bytes() == first
 
 
+# Parameters of the other notebooks, and what each leaves beside its table. Notebook 08 needs two profiles of its own.
+SMALL = {
+    "00_quickstart": ({"profile": "smoke", "L": 8, "video": 3}, "smoke.png smoke_cost.csv"),
+    "01_backbones": ({"profile": "smoke", "L": 8, "lengths": [8, 16]}, "smoke.png smoke_claims.csv smoke_table_1.csv"),
+    "02_aggregators": ({"profile": "smoke", "clips": [2, 8], "seeds": [0, 1]}, "smoke.png smoke_claims.csv"),
+    "03_faster_vs_avgpool": ({"profile": "smoke", "clips": [4, 8], "seeds": [0]}, "smoke.png smoke_claims.csv"),
+    "05_runtime": (
+        {"profile": "smoke", "L": 8, "width": 0.0625, "size_px": 32, "num_videos": 2, "prepared": False},
+        "0.0625_32_L8_plain.png 0.0625_32_L8_plain_claims.csv",
+    ),
+    "06_generalization": (
+        {"profile": "smoke", "L": 8, "ratios": [0, 1], "seeds": [0]},
+        "smoke.png smoke_claims.csv",
+    ),
+    "07_sota": ({"s3d_frames": 16}, "s3d16.png"),
+    "09_what_it_costs": ({"profile": "smoke", "L": 8}, "smoke_L8.png smoke_L8_bytes.csv"),
+}
+RUNNER = """
+import json, sys
+import matplotlib
+matplotlib.use("agg")
+for name, cells, parameters in json.load(open(sys.argv[1])):
+    names = {}
+    for number, source in enumerate(cells, start=1):
+        exec(compile(source, f"notebook {name}, code cell {number}", "exec"), names)
+        if number == 1:
+            names |= parameters
+"""
+
+
+def test_the_other_notebooks_run_one_after_the_other_and_leave_what_they_show(smoke):
+    jobs = [(name, code_cells(name), parameters) for name, (parameters, _) in SMALL.items()]
+    (smoke / "jobs.json").write_text(json.dumps(jobs))
+    done = run(smoke, "-W", "ignore", "-c", RUNNER, str(smoke / "jobs.json"))
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (smoke / "figures").iterdir()}
+    for name, (_, left) in SMALL.items():
+        assert {f"{name}_{end}" for end in left.split()} <= made, name
+
+
 @pytest.mark.parametrize(
-    ("notebook", "arguments", "quoted"),
+    ("notebook", "parameters", "quoted"),
     [
-        ("02_aggregators", ("-y", "clips: [2, 64]"), "at L = 8 a video of this profile has at most 32 clips"),
-        ("04_ratio_study", ("-p", "L", "12"), "L is 12"),
-        ("06_generalization", ("-p", "profile", "tinny"), "unknown profile 'tinny'"),
+        ("01_backbones", {"lengths": [8, 12]}, "L is 12"),
+        ("01_backbones", {"lengths": "8"}, "lengths is '8'"),
+        ("02_aggregators", {"clips": [2, 64]}, r"clips is \[2, 64\]; each must .* at least 1 and at most 32"),
+        ("03_faster_vs_avgpool", {"seeds": [0, 0]}, r"seeds is \[0, 0\]"),
+        ("04_ratio_study", {"L": 12}, "L is 12"),
+        ("04_ratio_study", {"others": ["gru", "transformer"]}, "others is .*transformer.*some of avg_pool, concat"),
+        ("04_ratio_study", {"others": "gru"}, "others is 'gru'"),
+        ("05_runtime", {"num_videos": 0}, r"num_videos is \[0\]"),
+        ("05_runtime", {"size_px": 32.0}, r"size_px is \[32.0\]"),
+        ("05_runtime", {"width": 2}, "width is 2"),
+        ("05_runtime", {"L": 24}, "L is 24.*256 frames"),
+        ("06_generalization", {"profile": "tinny"}, "unknown profile 'tinny'"),
+        ("07_sota", {"s3d_frames": 8}, r"s3d_frames is \[8\]"),
+        ("08_transfer", {"profile": "tiny"}, "'tiny' has no pretraining; choose one that has, such as tiny_ucf101"),
+        ("08_transfer", {"folds": [4]}, "fold is 4"),
+        ("08_transfer", {"epochs": [0]}, r"epochs is \[0\]"),
+        ("09_what_it_costs", {"utilisation": 1.5}, "utilisation 1.5"),
     ],
 )
-def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(tmp_path, notebook, arguments, quoted):
-    done = run(notebook, tmp_path, *arguments)
-    assert done.returncode != 0
-    assert 'Exception encountered at "In [3]"' in done.stderr and quoted in done.stderr
-    assert not (tmp_path / "runs").exists()
+def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(notebook, parameters, quoted):
+    first, second, *_ = code_cells(notebook)
+    names = {}
+    exec(first, names)
+    with pytest.raises(ValueError, match=quoted):
+        exec(second, names | parameters)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_papermill_lists_each_parameter_with_type_and_help(notebook):
-    path = FOLDER / f"{notebook}.ipynb"
-    listed = papermill.inspect_notebook(str(path))  # what `papermill --help-notebook` prints
-    (source,) = (cell.source for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", []))
-    names = [line.split(":")[0] for line in source.splitlines()]
-    assert list(listed) == names
+    listed = papermill.inspect_notebook(str(FOLDER / f"{notebook}.ipynb"))  # what `papermill --help-notebook` prints
+    assert list(listed) == [line.split(":")[0] for line in code_cells(notebook)[0].splitlines()]
     for parameter in listed.values():
         assert parameter["inferred_type_name"] in ("str", "int", "float", "bool", "list"), parameter
         assert len(parameter["help"].split()) >= 4, parameter
+
+
+def paragraphs_of(notebook: str) -> set[str]:
+    """Lines of text of 80 letters or more; a pointer to another notebook is none."""
+    texts = ["".join(cell["source"]) for cell in NOTEBOOKS[notebook]["cells"] if cell["cell_type"] == "markdown"]
+    lines = {line.strip("- ") for text in texts for line in text.splitlines() if "Source" not in line}
+    return {line for line in lines if len(line) >= 80 and ".ipynb" not in line}
+
+
+def test_no_paragraph_stands_in_two_notebooks():
+    counts = Counter(line for notebook in NOTEBOOKS for line in paragraphs_of(notebook))
+    assert [line for line, count in counts.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_ends_with_three_things_to_try_and_a_link_to_the_next(notebook):
+    last = "".join(NOTEBOOKS[notebook]["cells"][-1]["source"])
+    things, _, following = last.split("## Try\n")[1].strip().rpartition("\n\n")
+    assert len(re.findall(r"^- ", things, re.MULTILINE)) == 3
+    assert f"`papermill notebooks/{notebook}.ipynb out.ipynb -" in things
+    (target,) = re.findall(r"\[[^]]+\]\((\w+)\.ipynb\)", following)
+    order = list(NOTEBOOKS)
+    assert target == order[(order.index(notebook) + 1) % len(order)]
 
 
 # The folders in which an absolute path of a user's machine begins.

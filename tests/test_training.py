@@ -24,7 +24,7 @@ from faster_lib import (
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
-from faster_lib.studies import video_mflops
+from faster_lib.report.figures import video_mflops
 
 SMOKE = load_profile("smoke")
 

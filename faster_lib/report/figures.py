@@ -9,7 +9,6 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from faster_lib.flops import video_gmacs
@@ -41,9 +40,6 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "fitted line": ("", (0.5, 0.5, 0.5), "--"),
 }
 _OTHERS = (("o", _COLOURS[7], ""), ("*", _COLOURS[8], ""), ("d", _COLOURS[6], ""))
-_EDGES = {"E": STYLES["average, all expensive"][1], "C": STYLES["average, all cheap"][1]}
-# Parts of a bar. Expensive and cheap look as in all other figures.
-_SHADES = (_COLOURS[7], _COLOURS[3], _COLOURS[2], _COLOURS[0])
 LEGEND_BELOW = {"ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}  # where it leaves all points free
 
 
@@ -73,34 +69,17 @@ class Panel:
     ticks: Sequence[float] = ()  # on the x axis, where it is a count such as N
     margin: float = 0.13  # room around the points for their labels, as a share of their range
     is_legend_below: bool = False
-    line: tuple[float, float] | None = None  # slope and intercept
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Bars of equal length, cut into the shares of their parts.
-
-    Args:
-        names: of the bars, from the top.
-        parts: for each part the amount in every bar, in one unit.
-    """
-
-    title: str
-    names: Sequence[str]
-    parts: Mapping[str, Sequence[float]]
 
 
 def draw_panels(panels: Sequence[Panel | Callable[[Axes], None]], *, title: str, caption: str) -> Figure:
     """Draw panels side by side, each on its own scales, with the caption under them; a function draws its own panel."""
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        size = (5.8 * len(panels), 5.0)
-        figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+        form = {"figsize": (5.8 * len(panels), 5.0), "layout": "constrained", "squeeze": False}
+        figure, axes = plt.subplots(1, len(panels), **form)
     figure.suptitle(title)
     figure.supxlabel(caption, fontsize=9, color="0.3")
     for panel, ax in zip(panels, axes[0], strict=True):
-        if isinstance(panel, Shares):
-            _draw_shares(panel, ax)
-        elif isinstance(panel, Panel):
+        if isinstance(panel, Panel):
             _draw(panel, ax)
         else:
             panel(ax)
@@ -116,9 +95,6 @@ def _draw(panel: Panel, ax: Axes) -> None:
     spare = iter(_OTHERS)
     for series in panel.series:
         _draw_series(series, STYLES.get(series.name) or next(spare), ax)
-    if panel.line is not None:
-        ends = np.array([0, max(max(series.x) for series in panel.series)])
-        ax.plot(ends, panel.line[0] * ends + panel.line[1], color="0.5", linestyle="--", zorder=0, label="fitted line")
     ax.margins(panel.margin)
     if panel.is_log:
         ax.set_xscale("log")
@@ -127,7 +103,7 @@ def _draw(panel: Panel, ax: Axes) -> None:
         ax.set_xticks(panel.ticks)
     for series in panel.series:
         _write_labels(ax, series)
-    if len(panel.series) > 1 or panel.line is not None:
+    if len(panel.series) > 1:
         ax.legend(fontsize=9, **(LEGEND_BELOW if panel.is_legend_below else {}))
 
 
@@ -212,67 +188,3 @@ def caption_of(pair: FeaturePair, measured: Results) -> str:
         f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; bars are ± 1 standard deviation over {seeds} "
         "seed(s) of stage 2.\nThe two panels have scales of their own: their accuracies cannot be compared."
     )
-
-
-def draw_film_strip(
-    frames: Sequence[np.ndarray],
-    letters: str,
-    verdicts: Mapping[str, Sequence[tuple[str, bool]]],
-    *,
-    title: str,
-    caption: str,
-) -> Figure:
-    """Draw a video as one picture per clip, framed by the network that saw it, with a line of text for each verdict.
-
-    Shape: each of frames (H, W, 3) uint8
-    Args:
-        letters: E or C for each clip.
-        verdicts: under the strip, a row a name: what was said after each clip, and whether it is right.
-    """
-    per_row = min(len(frames), 8)
-    rows = -(-len(frames) // per_row)
-    width, height = max(1.35 * per_row + 0.8, 9.0), rows * (1.65 + 0.2 * len(verdicts)) + 1.0
-    with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(rows, per_row, figsize=(width, height), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
-    figure.suptitle(f"{title}\n")  # the legend takes the second line
-    names = {"E": "E: expensive network", "C": "C: cheap network"}
-    edges = [Patch(facecolor="white", edgecolor=_EDGES[key], linewidth=3, label=names[key]) for key in names]
-    figure.legend(handles=edges, loc="upper center", bbox_to_anchor=(0.5, 1 - 0.25 / height), ncols=2, frameon=False)
-    figure.supxlabel(caption, fontsize=9, color="0.3")
-    for ax in axes.flat[len(frames) :]:
-        ax.axis("off")
-    for t, (ax, frame, letter) in enumerate(zip(axes.flat, frames, letters, strict=False)):
-        _draw_frame(ax, frame, f"{t + 1}  {letter}", _EDGES[letter])
-        for line, (name, said) in enumerate(verdicts.items()):
-            place = {"y": -0.1 - 0.16 * line, "transform": ax.transAxes, "va": "top", "fontsize": 10}
-            text, is_right = said[t]
-            look = {"fontweight": "bold", "color": "black"} if is_right else {"color": "0.45"}
-            ax.text(0.5, s=f"{text[:13]} {'✓' if is_right else '✗'}", ha="center", **place, **look)
-            if t % per_row == 0:
-                ax.text(-0.12, s=name, ha="right", **place)
-    return figure
-
-
-def _draw_frame(ax: Axes, frame: np.ndarray, title: str, colour: tuple) -> None:
-    ax.imshow(frame, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=12, color=colour, fontweight="bold", pad=4)
-    for spine in ax.spines.values():
-        spine.set(edgecolor=colour, linewidth=4)
-
-
-def _draw_shares(panel: Shares, ax: Axes) -> None:
-    totals = np.sum(list(panel.parts.values()), axis=0)
-    done = np.zeros(len(panel.names))
-    for (part, amounts), colour in zip(panel.parts.items(), _SHADES, strict=False):
-        shares = 100 * np.asarray(amounts) / totals
-        ax.barh(panel.names, shares, left=done, color=colour, label=part)
-        for name, share, start in zip(panel.names, shares, done, strict=True):
-            if share >= 7:
-                ax.text(start + share / 2, name, f"{share:.0f}", ha="center", va="center", fontsize=10, color="white")
-        done += shares
-    ax.set(title=panel.title, xlabel="share (%)", xlim=(0, 100))
-    ax.invert_yaxis()
-    ax.grid(visible=False)
-    ax.legend(fontsize=9, **LEGEND_BELOW)

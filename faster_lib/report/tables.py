@@ -114,8 +114,7 @@ def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str
     frame = pd.DataFrame(cells).set_index(["quantity", "of"])
     if frame.index.has_duplicates:
         raise ValueError(f"the row {frame.index[frame.index.duplicated()][0]} is there twice")
-    numbers = {name: float for name in COLUMNS if name not in ("status", "seeds")}
-    return Table(frame.astype(numbers), caption=caption, command=command)
+    return Table(frame.astype({name: float for name in COLUMNS if name not in ("status", "seeds")}), caption, command)
 
 
 def _difference(row: Row, profile: Profile) -> float | None:
@@ -303,65 +302,3 @@ def check_whole_numbers(name: str, numbers: Sequence[int], *, least: int, most: 
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{name} is {list(numbers)}; each number may stand there once")
     return list(numbers)
-
-
-def save_claims(
-    stem: str,
-    claims: Sequence[Claim],
-    *,
-    command: str,
-    caption: str = "The paper's statements, in percentage points of video@1 at this scale",
-    folder: Path = FIGURES,
-) -> Table:
-    """Show what a notebook found of the paper's statements, and keep it in `<stem>_claims.csv`."""
-    rows = [
-        {
-            "statement": claim.statement,
-            "source": claim.source,
-            "difference": claim.difference,
-            "uncertainty": claim.uncertainty,
-            "margin": claim.margin,
-            "verdict": claim.verdict,
-        }
-        for claim in claims
-    ]
-    frame = pd.DataFrame(rows).set_index("statement")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{stem}_claims.csv", frame.to_csv().encode())
-    return Table(frame, caption=caption, command=command)
-
-
-def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """Raise ValueError unless `seeds` is a list of at least one whole number, each different."""
-    return check_whole_numbers("seeds", seeds, least=0)
-
-
-def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) -> list[int]:
-    """Raise ValueError unless `clips` lists different numbers of clips N, with L x N at most the profile's frames."""
-    check_clip_frames(clip_frames)
-    most = num_clips_covering(profile.data.video_frames, clip_frames)
-    counts = check_whole_numbers("clips", clips, least=1)
-    if max(counts) > most:
-        raise ValueError(f"clips is {counts}; at L = {clip_frames} a video of this profile has at most {most} clips")
-    return counts
-
-
-def check_lengths(lengths: Sequence[int], profile: Profile) -> dict[int, int]:
-    """Give N for each clip length L of a list; ValueError unless L x N is the profile's frames, each L there once."""
-    for clip_frames in check_whole_numbers("lengths", lengths, least=1):
-        check_clip_frames(clip_frames)
-    return {clip_frames: num_clips_covering(profile.data.video_frames, clip_frames) for clip_frames in lengths}
-
-
-def check_video(video: int, num_videos: int) -> int:
-    """Raise ValueError unless `video` is the number of one of a split's videos, the first being 0."""
-    if isinstance(video, bool) or not isinstance(video, int) or not 0 <= video < num_videos:
-        raise ValueError(
-            f"video is {video!r}; it must be a whole number from 0 to {num_videos - 1}, one of the split's"
-        )
-    return video
-
-
-def short(schedule: Schedule) -> str:
-    """Write a schedule in at most 16 letters."""
-    return str(schedule) if len(schedule) <= 16 else f"{schedule[:13]}..."
