@@ -34,9 +34,6 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 index: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
 	$(BIN)/python -m faster_lib.data.index --profile $(PROFILE)
 
-dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos, and estimate the whole
-	$(BIN)/python -m faster_lib.dryrun --profile $(PROFILE) -L $(L)
-
 # The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests

@@ -31,6 +31,7 @@ ARTEFACTS = {
     "06": "Table 6: another expensive network",
     "07": "Tables 7 and 8, Fig. 4: the state of the art",
     "08": "Table 8: from one data set to another",
+    "09": "What it costs to run a whole profile",
 }
 ABOUT = """# FASTER kit: the paper beside this repository
 

@@ -20,10 +20,8 @@ from tqdm import tqdm
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.report.tables import check_lengths, check_ratios, check_seeds, ratio_name
+from faster_lib.report.tables import NAMES, check_ratios, check_whole_numbers, ratio_name
 from faster_lib.store import Entry
-from faster_lib.studies.aggregation import NAMES
-from faster_lib.studies.ratios import cells_of_ratios
 from faster_lib.training.evaluation import PRETRAINING_SPLIT, Cell, aggregator_entry, list_runs, measure_all
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import backbone_entry, train_backbone
@@ -63,7 +61,7 @@ class Study(NamedTuple):
 
     def entries(self, pair: FeaturePair) -> dict[tuple[Cell, int], Entry]:
         """Name the places of all cells and seeds for one L; averaging has one seed, since it learns nothing."""
-        wanted = list_runs(cells_of_ratios(self.schedules[pair.expensive.clip_frames]), self.seeds)
+        wanted = list_runs(_cells_of(self.schedules[pair.expensive.clip_frames]), self.seeds)
         return {(cell, seed): aggregator_entry(pair, *cell, seed, self.split) for cell, seed in wanted}
 
     def with_workers(self, most: int | None) -> "Study":
@@ -263,6 +261,12 @@ def _as_table(study: Study, pairs: Mapping[int, FeaturePair]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=rows).fillna("")
 
 
+def _cells_of(schedules: Mapping[int, Schedule]) -> list[Cell]:
+    num_clips = len(next(iter(schedules.values())))
+    mixes = [(name, schedule) for schedule in schedules.values() for name in ("avg_pool", "fast_gru")]
+    return list(dict.fromkeys([*mixes, *(("avg_pool", Schedule(letter * num_clips)) for letter in "EC")]))
+
+
 def _mean_and_spread(values: Sequence[float]) -> str:
     spread = f" ± {stdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
@@ -273,7 +277,9 @@ def plan(profile: Profile, lengths: Sequence[int], ratios: Sequence[int]) -> dic
 
     Raises: ValueError if L does not fit the profile, or a ratio fits no L.
     """
-    fitting = {L: [x for x in ratios if not N % (1 + x)] for L, N in check_lengths(lengths, profile).items()}
+    lengths = check_whole_numbers("lengths", lengths, least=8)
+    clips = {L: len(next(iter(check_ratios([], L, profile).values()))) for L in lengths}
+    fitting = {L: [x for x in ratios if not N % (1 + x)] for L, N in clips.items()}
     if lost := set(ratios) - {x for each in fitting.values() for x in each}:
         raise ValueError(f"ratios is {list(ratios)}; 1:{min(lost)} divides the clips of no L in {list(lengths)}")
     return {L: check_ratios(each, L, profile) for L, each in fitting.items() if each or not ratios}
@@ -294,7 +300,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         profile = load_profile(given.profile)
-        study = Study(profile, plan(profile, given.L, given.ratios), check_seeds(given.seeds), given.split)
+        study = Study(
+            profile,
+            plan(profile, given.L, given.ratios),
+            check_whole_numbers("seeds", given.seeds, least=0),
+            given.split,
+        )
         pool = Pool(RUNS / "sweep", workers=given.workers, partition=given.slurm_partition, hours=given.hours)
     except ValueError as error:
         parser.error(str(error))

@@ -71,7 +71,10 @@ def small(tmp_path_factory):
         (root / name).write_text("# Title\n")
     write_table(root / "figures")
     claim = report.Claim("1:1 loses nothing", "Table 4", -0.4, 0.9, margin=1.0)
-    report.save_claims("04_ratio_study_tiny_L16", [claim], command="papermill", folder=root / "figures")
+    claims = report.tabulate([claim], command="papermill")
+    report.save(
+        "04_ratio_study_tiny_L16_claims", None, claims, profile="tiny", seeds=[0], seconds=60, folder=root / "figures"
+    )
     return site.build(root / "site", root=root, figures=root / "figures").parent
 
 
