@@ -92,6 +92,7 @@ notebooks: $(STAMP)  ## re-run all notebooks in place, in order, at their defaul
 # Without network and without running anything. A link that leads nowhere and a page that no list holds fail the target.
 docs: $(STAMP)  ## build the site out of the notebooks as committed, docs/ and the docstrings, into runs/docs/
 	@$(BIN)/python -c 'import sphinx, myst_nb, furo' 2> /dev/null || $(BIN)/pip install -c constraints.txt -e ".[docs]"
+	@rm -rf docs/api
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . runs/docs
 	@echo Open runs/docs/index.html
 
