@@ -12,7 +12,19 @@ project = "FASTER kit"
 author = copyright = "The FASTER kit developers"
 root_doc = "docs/index"
 include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb"]
-exclude_patterns = ["runs", "data", ".*", "build", "dist", "params", "figures", "benchmarks", "tests", "faster_lib"]
+exclude_patterns = [
+    "runs",
+    "data",
+    ".*",
+    "build",
+    "dist",
+    "params",
+    "figures",
+    "benchmarks",
+    "tests",
+    "workflow",
+    "faster_lib",
+]
 
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nb_execution_mode = "off"
