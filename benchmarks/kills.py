@@ -31,7 +31,7 @@ import torch
 from safetensors import safe_open
 
 from faster_lib.data.scan import Scanned
-from faster_lib.data.sources import load_videos
+from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.training.evaluation import measure_all

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.kills import finished, list_differences, list_lost
 from faster_lib.data.scan import scan
-from faster_lib.data.sources import load_videos
+from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Profile, load_profile

@@ -9,10 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch  # before decord: loaded after it, PyTorch's convolutions crash
+
+# isort: split
 import av
 import decord
 import numpy as np
-import torch
 from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from faster_lib import paper
-from faster_lib.data.sampling import num_clips_covering
+from faster_lib.data.datasets import num_clips_covering
 from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import FIGURES
