@@ -25,12 +25,10 @@ from side_by_side import KIT, Peer, Speed, contend, write_table
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import sampling
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, generator_for
-from faster_lib.data.datasets import decode, load_batches
+from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, decode, generator_for, load_batches
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
 from faster_lib.profiles import load_profile
-from faster_lib.training.loop import limited_threads
 
 PART = "data path"
 VIDEOS, HEIGHT_PX, WIDTH_PX, FPS = 24, 256, 340, 30  # copies of Kinetics are kept with a short side of 256

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import sklearn.metrics  # noqa: F401  here, since every start needs it
 import torch
+from faster_lib.data.scan import Scanned
 from safetensors import safe_open
 
-from faster_lib.data.scan import Scanned
 from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile, load_profile

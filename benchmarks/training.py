@@ -26,8 +26,7 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.data.datasets import EpochDraws, RandomClips
-from faster_lib.data.datasets import load_batches
+from faster_lib.data.datasets import EpochDraws, RandomClips, load_batches
 from faster_lib.data.index import load_videos
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.inference import fast_form
@@ -37,9 +36,8 @@ from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
-from faster_lib.training.features import compute_features, freeze
+from faster_lib.training.features import FeaturePair, compute_features, freeze
 from faster_lib.training.loop import limited_threads
-from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import count_batch_videos, train_backbone
 
 L = 16

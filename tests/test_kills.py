@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faster_lib.data.scan import scan
 
 from benchmarks.kills import finished, list_differences, list_lost
-from faster_lib.data.scan import scan
 from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT

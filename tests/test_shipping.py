@@ -8,12 +8,12 @@ from functools import lru_cache
 
 import pytest
 import torch
+from faster_lib.data.layouts import read_layout
 from safetensors.torch import load, save
 
 from faster_lib import shipping
 from faster_lib.data import imitation, synthetic
 from faster_lib.data.datasets import EpochDraws, VideoList
-from faster_lib.data.layouts import read_layout
 from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import FIGURES
 from faster_lib.profiles import Profile
-from faster_lib.store import circumstances, write_whole
+from faster_lib.provenance import circumstances
+from faster_lib.store import write_whole
 from faster_lib.training.evaluation import Cell
 from faster_lib.training.features import FeaturePair
 
@@ -37,13 +37,7 @@ Results = Mapping[Cell, Sequence[Any]]  # what `measure_all` gives, to be read b
 
 def values(results: Sequence[Any], what: str) -> list[Any]:
     """Give one value for each seed of what was measured, such as video1, macro_f1, correct or census."""
-    return [_read(result, what) if isinstance(result, dict) else getattr(result, what) for result in results]
-
-
-def _read(result: dict[str, Any], what: str) -> Any:
-    if what == "census":
-        return SimpleNamespace(**{key: result[key] for key in ("expected", "used", "missing", "corrupt")})
-    return result[{"video1": "video@1", "video1_of_expected": "video@1 of expected"}.get(what, what)]
+    return [getattr(result, what) for result in results]
 
 
 @dataclass(frozen=True)
