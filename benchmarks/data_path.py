@@ -215,7 +215,7 @@ def contest(pattern: Pattern, workers: int, *, rounds: int) -> list[Speed]:
 
 def contests(rounds: int) -> Iterator[list[Speed]]:
     """Write the files, and time all patterns by no, one and two workers."""
-    with tempfile.TemporaryDirectory() as folder, one_thread():
+    with tempfile.TemporaryDirectory() as folder, limited_threads(1):
         videos = write_files(Path(folder))
         for name, visits in PATTERNS.items():
             for workers in (0, 1, 2):

@@ -314,7 +314,7 @@ class _Training:
     def _bar(self) -> tqdm:
         is_shown = self.ranks.is_main_process and not self.task.is_quiet
         quiet = {} if is_shown else {"disable": True}  # False would overrule TQDM_DISABLE
-        title, first = f"train {self.task.folder.name}", self.progress["iteration"]
+        title, first = f"train {self.task.folder.name.rpartition('-')[0]}", self.progress["iteration"]
         return tqdm(desc=title, unit="batch", initial=first, total=self.task.steps, **quiet)
 
     @contextmanager
