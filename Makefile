@@ -7,6 +7,9 @@ OUT ?= out.ipynb
 EXECUTOR ?= local
 SWEEP ?=
 
+# Threads of OpenMP that wait spin for a moment, as small layers need, then sleep, so that decoding threads get the cores.
+export GOMP_SPINCOUNT ?= 3000
+
 BIN := .venv/bin
 STAMP := .venv/installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))

@@ -193,6 +193,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         task, progress, ranks = self.task, self.progress, self.ranks
+        settings: Optimisation = task.settings
         devices = [ranks.device] if ranks.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._stopped_by_sigterm():
             torch.manual_seed(int(np.random.SeedSequence([task.seed, ranks.process_index]).generate_state(1)[0]))
@@ -208,7 +209,7 @@ class _Training:
                     draw(found)
                     bar.update()
                     bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
-                    if self.stop or progress["iteration"] % task.settings.checkpoint_iterations == 0:
+                    if self.stop or progress["iteration"] % settings.checkpoint_iterations == 0:
                         self._save()
                     if self.stop:
                         log.warning("%s: SIGTERM; stopped after step %d", task.folder.name, progress["iteration"])
@@ -240,7 +241,8 @@ class _Training:
     def _descend(self, parts: Sequence[Any], total: int) -> tuple[float, float]:
         """Do one optimiser step on the parts of a batch; give its mean loss and the number of right samples."""
         self.optimiser.zero_grad(set_to_none=True)
-        share, correct, settings = 0.0, 0.0, self.task.settings
+        settings: Optimisation = self.task.settings
+        share, correct = 0.0, 0.0
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1 or self.wrapped is self.network
             with nullcontext() if is_last else self.wrapped.no_sync():
