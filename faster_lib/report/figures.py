@@ -170,10 +170,10 @@ def spread_of(numbers: Sequence[float]) -> float:
 
 def measured_panel(pair: FeaturePair, series: Sequence[Series]) -> Panel:
     """Make the panel of accuracy against cost for what is measured."""
-    return Panel(scale_of(pair), "MFLOPs per video, counted for these networks", "video@1 (%)", series)
+    return Panel(measured_title(pair), "MFLOPs per video, counted for these networks", "video@1 (%)", series)
 
 
-def scale_of(pair: FeaturePair) -> str:
+def measured_title(pair: FeaturePair) -> str:
     """Say on which videos and in which profile a pair is measured."""
     data = "generated videos" if pair.profile.scene is not None else "real videos"
     return f"measured: {data}, profile {pair.profile.name}"
@@ -183,7 +183,7 @@ def caption_of(pair: FeaturePair, measured: Results) -> str:
     """Say what is reported, what is measured, on how many videos and with how many seeds."""
     videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
     seeds = max(len(runs) for runs in measured.values())
-    ours = f"ours, {videos} {scale_of(pair).removeprefix('measured: ')}"
+    ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
     return (
         f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; bars are ± 1 standard deviation over {seeds} "
         "seed(s) of stage 2.\nThe two panels have scales of their own: their accuracies cannot be compared."
