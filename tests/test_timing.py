@@ -8,7 +8,7 @@ from faster_lib.data.datasets import VideoClips
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
-from faster_lib.report.timing import PARTS, TimedFaster, now, time_videos
+from faster_lib.report.timing import PARTS, TimedFaster, _now, time_videos
 
 
 def parts_of(aggregator: str, pattern: str) -> tuple:
@@ -25,9 +25,9 @@ def test_the_stopwatch_changes_no_logit_and_finds_no_time_where_there_is_no_work
         timed.load_state_dict(plain.state_dict())
         with torch.inference_mode():
             for _ in range(2):  # the second call starts the watch anew
-                start = now()
+                start = _now()
                 logits = timed(clips)
-                in_all = now() - start
+                in_all = _now() - start
                 assert torch.equal(logits, plain(clips))
                 assert {part for part, seconds in timed.seconds.items() if seconds == 0} == idle
                 assert sum(timed.seconds.values()) <= in_all

@@ -37,9 +37,9 @@ class TimedFaster(Faster):
 
     @contextlib.contextmanager
     def _watch(self, part: str) -> Iterator[None]:
-        start = now()
+        start = _now()
         yield
-        self.seconds[part] += now() - start
+        self.seconds[part] += _now() - start
 
 
 @torch.inference_mode()
@@ -55,17 +55,17 @@ def time_videos(models: Mapping[str, TimedFaster], clips: VideoClips) -> dict[st
     jobs = [(name, video) for name in models for video in range(len(clips))]
     measured: dict[str, list[Seconds]] = {name: [] for name in models}
     for name, video in tqdm(jobs, desc="time", unit="video"):
-        start = now()
+        start = _now()
         view = normalise(clips[video][0].to(device))  # (1, N, 3, L, crop, crop)
-        decoded, at_work = now(), time.process_time()
+        decoded, at_work = _now(), time.process_time()
         models[name](view)
-        end, at_work = now(), time.process_time() - at_work
+        end, at_work = _now(), time.process_time() - at_work
         spans = {"decoding": decoded - start, "networks": end - decoded, "in all": end - start, "at work": at_work}
         measured[name].append({**spans, **models[name].seconds})
     return measured
 
 
-def now() -> float:
+def _now() -> float:
     """Give the time in seconds, after a GPU has finished what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
