@@ -95,9 +95,8 @@ def measure_all(
 
 def read_measured(entry: Entry) -> Measured:
     """Read a result of the store."""
-    record = entry.record
-    measures = {**record["measures"], "census": Census(**record["measures"]["census"])}
-    return Measured(**measures, seconds=record["seconds"])
+    measures, seconds = entry.record["measures"], entry.record["seconds"]
+    return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
 
 
 def list_runs(cells: Iterable[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
@@ -155,7 +154,7 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
 
     def make() -> dict[str, Any]:
         if not learns((aggregator, schedule)):
-            return _as_measures(evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split), None)
+            return asdict(evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split))
         start = None
         if pair.pretrained is not None:
             kept = load_file(_pretrained_entry(pair, aggregator, schedule, seed).path / "weights.safetensors")
@@ -164,15 +163,11 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
         if find_ranks().is_main_process:
             write_whole(entry.path / "weights.safetensors", save(learned))
-        return _as_measures(evaluate(model, pair, split), loss)
+        return {**asdict(evaluate(model, pair, split)), "train_loss": loss}
 
     with limited_threads(1):
         complete_together(entry, make)
     (entry.path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
-
-
-def _as_measures(measured: Measured, train_loss: float | None) -> dict[str, Any]:
-    return {**{k: v for k, v in asdict(measured).items() if k != "seconds"}, "train_loss": train_loss}
 
 
 @torch.inference_mode()

@@ -161,8 +161,12 @@ def _extract(
             missing.setdefault(videos, []).append(place)
     if not missing:
         return
-    counts = [sum(len(videos) for videos in missing if place in missing[videos]) for place in range(len(entries))]
-    check_disk(entries[0].path, [_size(b, clips, count) for b, count in zip(backbones, counts, strict=True)])
+    sizes = []
+    for place, backbone in enumerate(backbones):  # videos × views × clips × the sizes of a map × bytes of a number
+        count = sum(len(videos) for videos in missing if place in missing[videos])
+        shape = map_shape(backbone.network, clips.clip_frames, clips.data.crop_px)
+        sizes.append((count, max(clips.views, 1), clips.num_clips, *shape, 2))
+    check_disk(entries[0].path, sizes)
     networks = [freeze(backbone.network, profile) for backbone in backbones]
     jobs = [
         ([(networks[place], entries[place].path) for place in places], clips, videos, profile)
@@ -172,12 +176,6 @@ def _extract(
     workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
     quiet = {} if ranks.is_main_process else {"disable": True}  # False would overrule TQDM_DISABLE
     run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
-
-
-def _size(backbone: TrainedBackbone, clips: VideoClips, num_videos: int) -> tuple[int, ...]:
-    """Give the factors of a network's bytes: videos, views, clips, the sizes of a map, bytes of a number."""
-    shape = map_shape(backbone.network, clips.clip_frames, clips.data.crop_px)
-    return num_videos, max(clips.views, 1), clips.num_clips, *shape, 2
 
 
 def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:

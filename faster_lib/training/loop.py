@@ -202,7 +202,11 @@ class _Training:
             parts = ranks.num_processes * task.engine.accumulation
             batches = iter(task.batches(progress["iteration"], mine, parts))
             start = time.perf_counter() - progress["training_seconds"]
-            with self._bar() as bar, self._curves() as draw:
+            quiet = (
+                {"disable": True} if task.is_quiet or not ranks.is_main_process else {}
+            )  # False would win over TQDM_DISABLE
+            form = {"desc": f"train {task.folder.name.rpartition('-')[0]}", "unit": "batch", **quiet}
+            with tqdm(initial=progress["iteration"], total=task.steps, **form) as bar, self._curves() as draw:
                 while progress["iteration"] < task.steps:
                     found = self._step(batches)
                     progress["training_seconds"] = time.perf_counter() - start
@@ -242,11 +246,14 @@ class _Training:
         """Do one optimiser step on the parts of a batch; give its mean loss and the number of right samples."""
         self.optimiser.zero_grad(set_to_none=True)
         settings: Optimisation = self.task.settings
+        precision = torch.autocast(
+            self.ranks.device.type, torch.bfloat16, enabled=self.task.engine.mixed_precision == "bf16"
+        )
         share, correct = 0.0, 0.0
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1 or self.wrapped is self.network
             with nullcontext() if is_last else self.wrapped.no_sync():
-                with self._autocast():
+                with precision:
                     logits, targets = self.task.compute(self.wrapped, part)
                     reduction = "mean" if len(targets) else "sum"
                     losses = nn.functional.cross_entropy(logits.float(), targets, reduction=reduction)
@@ -274,10 +281,6 @@ class _Training:
         """Give the numbers of all ranks: (ranks, len(numbers))."""
         own = torch.tensor([numbers], dtype=dtype)
         return own if self.ranks.num_processes == 1 else gather(own.to(self.ranks.device)).cpu()
-
-    def _autocast(self) -> torch.autocast:
-        is_mixed = self.task.engine.mixed_precision == "bf16"
-        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=is_mixed)
 
     def _go_on(self) -> None:
         """Take back the state of an interrupted training; no code in its file is run."""
@@ -312,12 +315,6 @@ class _Training:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    def _bar(self) -> tqdm:
-        is_shown = self.ranks.is_main_process and not self.task.is_quiet
-        quiet = {} if is_shown else {"disable": True}  # False would overrule TQDM_DISABLE
-        title, first = f"train {self.task.folder.name.rpartition('-')[0]}", self.progress["iteration"]
-        return tqdm(desc=title, unit="batch", initial=first, total=self.task.steps, **quiet)
 
     @contextmanager
     def _curves(self) -> Iterator[Callable[[dict[str, float]], None]]:
