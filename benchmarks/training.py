@@ -132,34 +132,16 @@ def our_extraction(profile, networks, runs: Path, videos: int) -> float:
     return 2 * videos * pair.num_clips / (time.perf_counter() - start)
 
 
-def launch(processes: int, profile, runs: Path, *arguments: str) -> None:
-    """Run the training command with a profile of no file, in so many processes of one thread each."""
-    program = runs.with_suffix(".py")
-    program.write_text(
+def launch(profile, runs: Path, *arguments: str) -> None:
+    """Run the training command with a profile of no file, in a process of one thread."""
+    program = (
         "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as training\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
-        "training.load_profile = lambda name: profile\ntraining.main()\n",
-        encoding="utf-8",
+        "training.load_profile = lambda name: profile\ntraining.main()\n"
     )
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "FASTER_RUNS": str(runs)}
-    subprocess.run(
-        [*start, str(program), "--profile", "any", *arguments], check=True, capture_output=True, env=environment
-    )
-
-
-def by_processes(number: int, iterations: int, folder: Path, profile) -> float:
-    """Train R(2+1)D-50 in so many processes of one thread each; give clips per second."""
-    settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": number})
-    loading = profile.loading.model_copy(update={"workers": 1})
-    changed = profile.model_copy(update={"backbone_training": settings, "loading": loading})
-    runs = folder / f"by_{number}"
-    (runs / profile.name).mkdir(parents=True)
-    (runs / profile.name / "videos").symlink_to(folder / profile.name / "videos")
-    launch(number, changed, runs, "--backbone", NETWORKS[0], "-L", str(L), "--anew", str(runs))
-    (record,) = runs.glob("*/networks/*/record.json")
-    seconds = json.loads(record.read_text())["measures"]["training_seconds"]
-    return count_batch_videos(settings, L) * iterations / seconds
+    command = [sys.executable, "-c", program, "--profile", "any", *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
 
 
 def peaks(train: int, folder: Path) -> dict[str, float]:
@@ -168,7 +150,7 @@ def peaks(train: int, folder: Path) -> dict[str, float]:
     scene = smoke.scene.model_copy(update={"videos": {"train": train, "test": train // 2}})
     runs = folder / f"of_{train}"
     runs.mkdir()
-    launch(1, smoke.model_copy(update={"scene": scene}), runs, "--stage", "aggregator", "-L", "8")
+    launch(smoke.model_copy(update={"scene": scene}), runs, "--stage", "aggregator", "-L", "8")
     found: dict[str, float] = {}
     for path in runs.glob("*/*/*/record.json"):
         record = json.loads(path.read_text())
@@ -201,8 +183,6 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     for train in (64, 640):
         for kind, peak in peaks(train, folder).items():
             found[f"peak memory (MiB), {kind}, {train} training videos"] = [peak]
-    for processes in (1, 2):
-        found[f"train {NETWORKS[0]}, {processes} process(es)"] = [by_processes(processes, iterations, folder, profile)]
     return found
 
 
@@ -291,7 +271,7 @@ def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
     for name, values in found.items():
         contest, _, who = name.partition(", ")
         unit = next((u for word, u in (("share", "of the time"), ("memory", "MiB")) if word in name), "clips/s")
-        is_alone = unit != "clips/s" or "process" in name
+        is_alone = unit != "clips/s"
         row = (name, KIT) if is_alone else (contest, who)
         speeds.append(Speed("training", *row, unit, tuple(values)))
     return speeds
