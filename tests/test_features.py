@@ -142,9 +142,11 @@ def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pai
 def test_threads_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_order(made):
     clips, videos = features._clips(SMOKE, made.expensive, "train", 8), [5, 0, 19, 7]
     alone, beside = (list(decode(clips, iter(videos), workers)) for workers in (0, 2))
-    assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, beside, strict=True))
-    assert [target for _, target in beside] == [clips.videos.videos[video].target for video in videos]
-    half, full = (compute_features([made.expensive.network], alone[0][0], precision)[0] for precision in ("bf16", "no"))
+    assert all(torch.equal(one.clips, other.clips) for one, other in zip(alone, beside, strict=True))
+    assert [item.target for item in beside] == [clips.videos.videos[video].target for video in videos]
+    half, full = (
+        compute_features([made.expensive.network], alone[0].clips, precision)[0] for precision in ("bf16", "no")
+    )
     assert half.dtype == torch.float16 and not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
 

@@ -286,6 +286,8 @@ class LiveFeatures:
         self.targets = torch.tensor([video.target for video in clips.videos.videos])
         self.num_views, self.num_clips = max(clips.views, 1), clips.num_clips
         self.networks = {letter: freeze(b.network, profile) for letter, b in zip("EC", backbones, strict=True)}
+        shapes = [map_shape(b.network, clips.clip_frames, profile.data.crop_px) for b in backbones]
+        self.no_maps = {letter: torch.empty(0, *shape) for letter, shape in zip("EC", shapes, strict=True)}
 
     def read_each(self, requests: Iterable[Request], schedule: Schedule) -> Iterator[list[torch.Tensor]]:
         """Compute what `StoredFeatures.read_each` reads, on this rank's device."""
@@ -297,7 +299,8 @@ class LiveFeatures:
             for row, item in enumerate(itertools.islice(decoded, len(videos))):
                 computed = zip(asked.values(), self._compute(item.clips, [*asked]), strict=True)
                 rows.append({t: m[views[row], clips[row, t]] for places, m in computed for t in places})
-            yield [torch.stack([row[t] for row in rows]).float() for t in range(clips.shape[1])]
+            seen = enumerate(schedule[: clips.shape[1]])
+            yield [torch.stack([row[t] for row in rows]).float() if rows else self.no_maps[own] for t, own in seen]
 
     def _compute(self, views: torch.Tensor, letters: Sequence[str]) -> list[torch.Tensor]:
         with limited_threads(1):
