@@ -26,11 +26,10 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.data.datasets import EpochDraws, RandomClips, load_batches
+from faster_lib.data.datasets import EpochDraws, RandomClips, count_cores, load_batches
 from faster_lib.data.index import load_videos
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.inference import fast_form
-from faster_lib.jobs import count_cores
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import normalise

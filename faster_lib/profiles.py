@@ -6,7 +6,7 @@ videos of a scene, are replaced whole.
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Rules = Iterable[tuple[bool, str]]  # whether each is broken, and the fault to say then
 FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
@@ -32,11 +33,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _ranges_rise(self) -> "Section":
-        for key, value in self:
-            if isinstance(value, tuple) and value[0] > value[1]:
-                raise ValueError(f"{key} is {list(value)}; the first must not exceed the second")
+    def _check(self) -> "Section":
+        pairs = ((key, value) for key, value in self if isinstance(value, tuple))
+        rules = [(a > b, f"{key} is {[a, b]}; the first must not exceed the second") for key, (a, b) in pairs]
+        for is_broken, fault in (*rules, *self._rules()):
+            if is_broken:
+                raise ValueError(fault)
         return self
+
+    def _rules(self) -> Rules:
+        return ()
 
 
 class Scene(Section):
@@ -65,11 +71,9 @@ class Scene(Section):
     noise: NonNegative
     seed: int
 
-    @model_validator(mode="after")
-    def _shots_fit(self) -> "Scene":
-        if self.shots[1] * self.shortest_shot_frames > self.frames:
-            raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
-        return self
+    def _rules(self) -> Rules:
+        shots, shortest = self.shots[1], self.shortest_shot_frames
+        yield shots * shortest > self.frames, f"{shots} shots of {shortest} frames exceed {self.frames} frames"
 
 
 class Data(Section):
@@ -87,21 +91,17 @@ class Data(Section):
     crop_px: Annotated[int, Field(ge=32)]
     flip: bool
 
-    @model_validator(mode="after")
-    def _agrees(self) -> "Data":
-        shortest = min(self.train_short_side_px[0], self.test_short_side_px)
-        if self.crop_px > shortest:
-            raise ValueError(f"crop_px is {self.crop_px}, more than the shortest side of {shortest}")
-        if (self.root is None) != (self.source == "generated"):
-            rule = "have none" if self.source == "generated" else "need the folder that they are in"
-            raise ValueError(f"root is {self.root!r}, but {self.source} videos {rule}")
-        if self.fold is None and self.source in FOLDED:
-            raise ValueError(f"fold is None, but {self.source} videos have three folds; choose 1, 2 or 3")
-        if self.fold is not None and self.source not in (*FOLDED, "generated"):
-            raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
-        if self.annotations is not None and self.source in ("generated", "annotated"):
-            raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
-        return self
+    def _rules(self) -> Rules:
+        shortest, videos = min(self.train_short_side_px[0], self.test_short_side_px), f"{self.source} videos"
+        yield self.crop_px > shortest, f"crop_px is {self.crop_px}, more than the shortest side of {shortest}"
+        is_generated, is_folded = self.source == "generated", self.source in FOLDED
+        rule = "have none" if is_generated else "need the folder that they are in"
+        yield (self.root is None) != is_generated, f"root is {self.root!r}, but {videos} {rule}"
+        yield self.fold is None and is_folded, f"fold is None, but {videos} have three folds; choose 1, 2 or 3"
+        has_none = self.fold is not None and not is_folded and not is_generated
+        yield has_none, f"fold is {self.fold}, but {videos} have no folds; leave it null"
+        has_none = self.annotations is not None and self.source in ("generated", "annotated")
+        yield has_none, f"annotations is {self.annotations!r}, but {videos} have no lists elsewhere"
 
 
 class Networks(Section):
@@ -114,12 +114,14 @@ class Networks(Section):
     width: Rate
     reduction: Positive
 
-    @model_validator(mode="after")
-    def _one_start_each(self) -> "Networks":
-        starts = {"expensive_weights": self.expensive_weights, "cheap_weights": self.cheap_weights}
-        if self.expensive == self.cheap and len({*starts.values()}) > 1:
-            raise ValueError(f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start")
-        return self
+    @property
+    def starts(self) -> dict[str, str | None]:
+        """The weights that both networks start from."""
+        return {"expensive_weights": self.expensive_weights, "cheap_weights": self.cheap_weights}
+
+    def _rules(self) -> Rules:
+        fault = f"expensive and cheap are both {self.cheap!r}, but {self.starts}; one network has one start"
+        yield self.expensive == self.cheap and len({*self.starts.values()}) > 1, fault
 
 
 class Pretraining(Section):
@@ -129,7 +131,7 @@ class Pretraining(Section):
 
 
 # What must agree for networks, and a recurrent unit over as many clips, to go on from others.
-_SHARED = {"networks": ("expensive", "cheap", "width", "reduction"), "data": ("video_frames",)}
+_SHARED = (*(("networks", key) for key in ("expensive", "cheap", "width", "reduction")), ("data", "video_frames"))
 
 
 class Optimisation(Section):
@@ -200,28 +202,23 @@ class Profile(Section):
         return self.scene is None and self.networks.width == 1.0 and is_papers
 
     def in_fold(self, fold: int) -> "Profile":
-        """Give the same profile in another of its three folds.
-
-        Raises: ValueError if it has no such fold.
-        """
+        """Give the same profile in another of its three folds; raises ValueError if it has no such fold."""
         if self.data.fold is None or fold not in (1, 2, 3):
             raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "Profile":
-        data, scene = self.data, self.scene
-        if (scene is None) != (data.source != "generated"):
-            rule = "a scene section" if scene is None else "no scene (scene: null)"
-            raise ValueError(f"{data.source} videos need {rule}")
-        weights = {key: getattr(self.networks, key) for key in ("expensive_weights", "cheap_weights")}
-        if self.pretraining is not None and any(weights.values()):
-            raise ValueError(f"networks has {weights}, but pretraining gives both networks; leave one of the two null")
-        if scene is not None and scene.frames != data.video_frames:
-            raise ValueError(f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}")
-        if scene and data.fold and not 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0):
-            raise ValueError(f"scene.videos is {scene.videos}; three folds need twice as many of train as of test")
-        return self
+    def _rules(self) -> Rules:
+        data, scene, starts = self.data, self.scene, self.networks.starts
+        rule = "a scene section" if scene is None else "no scene (scene: null)"
+        yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
+        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
+        yield self.pretraining is not None and any(starts.values()), fault
+        if scene is not None:
+            fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
+            yield scene.frames != data.video_frames, fault
+            fits = 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0)
+            fault = f"scene.videos is {scene.videos}; three folds need twice as many of train as of test"
+            yield data.fold is not None and not fits, fault
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -240,53 +237,52 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
-    return _load(name, folder, (), "")
-
-
-def _load(name: str, folder: Path, below: tuple[str, ...], where: str) -> Profile:
-    """Load a profile that those `below` are pre-trained in, as `where` says."""
-    if name in below:
-        raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
-    content, origins = _read_chain(name, folder, where)
-    profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
-    if profile.pretraining is not None:
-        where = f"{origins['pretraining', 'profile']}: pretraining.profile is {profile.pretraining.profile!r}"
-        before = _load(profile.pretraining.profile, folder, (*below, name), where)
-        for section, key in ((section, key) for section, keys in _SHARED.items() for key in keys):
-            own, theirs = (getattr(getattr(each, section), key) for each in (profile, before))
+    chain: dict[str, Profile] = {}  # each pre-trained in the next
+    below, where = None, ""
+    while name is not None:
+        if name in chain:
+            raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
+        content, origins = _read_over_bases(name, folder, where)
+        profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
+        for section, key in _SHARED if below else ():
+            own, theirs = (getattr(getattr(each, section), key) for each in (below, profile))
             if own != theirs:
                 raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
-    return profile
+        chain[name] = below = profile
+        name = profile.pretraining and profile.pretraining.profile
+        where = f"{origins.get(('pretraining', 'profile'))}: pretraining.profile is {name!r}"
+    return next(iter(chain.values()))
 
 
-def _read_chain(
-    name: str, folder: Path, where: str, below: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """Read a profile over its bases, as one of which it stands in those `below`, as `where` says.
+def _read_over_bases(name: str, folder: Path, where: str) -> tuple[dict[str, Any], dict[tuple, str]]:
+    """Read a profile, which is wanted as `where` says, over its bases.
 
     Returns: its sections, and the file that states each (section,) last and each (section, key).
     """
-    known, source = sorted(path.stem for path in folder.glob("*.yaml")), f"params/{name}.yaml"
-    if name in below:
-        raise ProfileError(f"{where}, which leads back to {name!r}")
-    if name not in known:
-        lead = f"{where}: " if where else ""
-        raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
-    try:
-        own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(own, dict):
-        raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
-    content, origins, base = {}, {}, own.pop("base", None)
-    if base is not None:
-        content, origins = _read_chain(base, folder, f"{source}: base is {base!r}", (*below, name))
-    for section, stated in own.items():
-        origins[section,] = source
-        if isinstance(stated, dict):
-            origins |= {(section, inner): source for inner in stated}
-            stated = (content.get(section) or {}) | stated
-        content[section] = stated
+    known, files = sorted(path.stem for path in folder.glob("*.yaml")), {}
+    while name is not None:
+        source = f"params/{name}.yaml"
+        if source in files:
+            raise ProfileError(f"{where}, which leads back to {name!r}")
+        if name not in known:
+            lead = f"{where}: " if where else ""
+            raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
+        try:
+            files[source] = own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
+        except yaml.YAMLError as error:
+            raise ProfileError(f"{source} is not valid YAML: {error}") from error
+        if not isinstance(own, dict):
+            raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
+        name = own.pop("base", None)
+        where = f"{source}: base is {name!r}"
+    content, origins = {}, {}
+    for source, own in reversed(files.items()):
+        for section, stated in own.items():
+            origins[section,] = source
+            if isinstance(stated, dict):
+                origins |= {(section, key): source for key in stated}
+                stated = (content.get(section) or {}) | stated
+            content[section] = stated
     return content, origins
 
 

@@ -23,9 +23,9 @@ from faster_lib.data.index import (
     read_index,
     scan,
     summarise,
-    video_files,
     videos_key,
 )
+from faster_lib.data.lists import video_files
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile, parse_profile
 
@@ -336,7 +336,7 @@ def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_
     caplog.set_level(logging.INFO)
     with pytest.raises(SystemExit, match=r"tiny.yaml is of generated videos"):
         module.main(["--profile", "tiny"])
-    monkeypatch.setattr(module, "DATA", tmp_path)
+    monkeypatch.setattr("faster_lib.data.lists.DATA", tmp_path)
     monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
     with pytest.raises(SystemExit, match=r"data.root is 'tank_state', but .*tank_state is no folder"):
         module.main(["--profile", "tank_state"])
@@ -414,7 +414,7 @@ def test_every_real_file_at_hand_is_indexed_and_decoded_as_pyav_decodes_it(tmp_p
 
 @needs_shared
 def test_a_real_set_is_indexed_once_and_loaded_from_its_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "DATA", SHARED)
+    monkeypatch.setattr("faster_lib.data.lists.DATA", SHARED)
     profile = load_profile("tank_state")
     rows = index_videos(profile, workers=2, runs=tmp_path)
     assert len(rows) == 496 and rows == read_index(tmp_path / "tank_state" / "index.csv")

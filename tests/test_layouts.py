@@ -264,7 +264,7 @@ def test_path_label_lists_keep_the_order_of_their_class_names_and_classes_withou
 
 
 def test_a_relative_root_starts_from_the_data_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "DATA", tmp_path)
+    monkeypatch.setattr("faster_lib.data.lists.DATA", tmp_path)
     write(tmp_path, {"mine/run/a.mp4": "x", "lists/train.txt": "run/a.mp4\n"})
     profile = profile_of("folders", Path("mine"), annotations="lists", num_classes=2)
     ((row,), _) = list_videos(profile.data)

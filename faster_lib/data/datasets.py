@@ -3,17 +3,22 @@
 A clip is L consecutive frames; a video shorter than a clip is looped. Everything random comes from a seed and numbers.
 """
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from joblib import Parallel, cpu_count, delayed
 from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import VideoError, open_video, read_frames
@@ -23,6 +28,8 @@ Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cu
 Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
 _STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
+# joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
+_REPLACED = "A worker stopped while some jobs were given to the executor"
 
 
 @dataclass(frozen=True)
@@ -93,18 +100,12 @@ def random_clip_start(num_frames: int, clip_frames: int, generator: torch.Genera
 
 
 def random_clip_starts(num_frames: int, clip_frames: int, num_clips: int, generator: torch.Generator) -> list[int]:
-    """Draw N clips independently and put them in temporal order.
-
-    Source: FASTER, "Setups for learning to aggregate"; the order is ours, the paper does not say.
-    """
+    """Draw N clips independently and put them in temporal order, which is ours: the paper does not say."""
     return sorted(random_clip_start(num_frames, clip_frames, generator) for _ in range(num_clips))
 
 
 def uniform_clip_starts(num_frames: int, clip_frames: int, num_clips: int) -> list[int]:
-    """Place N clips uniformly, the first at the video's beginning and the last at its end; one clip goes to the middle.
-
-    Source: FASTER, "we uniformly sample N clips to cover the whole video".
-    """
+    """Place N clips uniformly ("to cover the whole video"), from its beginning to its end; one goes to the middle."""
     if num_clips < 1:
         raise ValueError(f"num_clips is {num_clips}; at least one clip is needed")
     last = _last_start(num_frames, clip_frames)
@@ -114,11 +115,9 @@ def uniform_clip_starts(num_frames: int, clip_frames: int, num_clips: int) -> li
 def num_clips_covering(video_frames: int, clip_frames: int) -> int:
     """Give the N for which L x N equals the video's frames; raises ValueError if L does not divide them."""
     if video_frames % clip_frames:
-        fitting = [length for length in range(8, video_frames + 1, 8) if video_frames % length == 0]
-        raise ValueError(
-            f"L is {clip_frames}, but L x N must equal the profile's {video_frames} frames; "
-            f"choose L from {', '.join(map(str, fitting))}"
-        )
+        choices = ", ".join(str(length) for length in range(8, video_frames + 1, 8) if video_frames % length == 0)
+        rule = f"L x N must equal the profile's {video_frames} frames; choose L from {choices}"
+        raise ValueError(f"L is {clip_frames}, but {rule}")
     return video_frames // clip_frames
 
 
@@ -138,18 +137,16 @@ class Item(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some items of `RandomClips`: clips (B, clips_per_video, 3, L, crop, crop), targets (B,), and what was skipped."""
+    """Some items of `RandomClips`."""
 
-    clips: torch.Tensor
-    targets: torch.Tensor
+    clips: torch.Tensor  # (B, clips_per_video, 3, L, crop, crop)
+    targets: torch.Tensor  # (B,)
     skipped: list[tuple[int, str]]  # place of the video, and why it could not be read
 
 
 @dataclass(frozen=True, eq=False)
 class RandomClips(Dataset):
-    """Random clips of L consecutive frames; an item is asked for as (epoch, place of the video).
-
-    A video that turns out to be unreadable gives an item with a problem.
+    """Random clips of a video, asked for as (epoch, place); one that cannot be read gives an item with a problem.
 
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
@@ -182,7 +179,7 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Make a batch of those items that could be read; a batch may be smaller than asked for, or empty."""
+    """Make a batch of those items that could be read, which may be none."""
     there = [item for item in items if not item.problem]
     clips = stack_clips([item.clips for item in there]) if there else torch.empty(0)
     targets = torch.tensor([item.target for item in there], dtype=torch.int64)
@@ -210,15 +207,13 @@ class EpochDraws:
         return (self.iterations - self.first) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        orders: dict[int, list[int]] = {}
+        @lru_cache(1)
+        def order(epoch: int) -> list[int]:
+            return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
+
         for iteration in range(self.first, self.iterations):
             positions = range(iteration * self.batch_videos, (iteration + 1) * self.batch_videos)
-            batch = []
-            for epoch, place in (divmod(position, self.num_videos) for position in positions):
-                if epoch not in orders:
-                    order = torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
-                    orders = {epoch: order, **{e: o for e, o in orders.items() if e == epoch - 1}}
-                batch.append((epoch, orders[epoch][place]))
+            batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, self.num_videos) for p in positions)]
             yield from (batch[part :: self.parts] for part in self.mine)
 
 
@@ -226,8 +221,9 @@ class EpochDraws:
 class VideoClips(Dataset):
     """All N clips of a video, the frames decoded once.
 
-    With `views` = 0 the clips cover the video uniformly and are cut centrally, as in the test. Otherwise each view has
-    its own N random clips in temporal order and its own random cut, as in stage 2's training.
+    Args:
+        views: 0 for uniform clips cut centrally, as in the test; in stage 2's training so many times N random clips in
+            temporal order, each time with a random cut.
 
     Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for learning to aggregate".
@@ -248,41 +244,26 @@ class VideoClips(Dataset):
         video = self.videos.videos[index]
         reader = video.open()
         generators = [generator_for(self.seed, view, index) for view in range(self.views)] or [None]
-        wanted = [self._draw_indices(len(reader), generator) for generator in generators]
-        needed = sorted({i for view in wanted for i in view})
+        wanted = np.array([self._draw_indices(len(reader), generator) for generator in generators])  # (views, N * L)
+        needed = np.unique(wanted)
+        views = torch.empty(*wanted.shape, *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
         step = _STEP_FRAMES if video.decoder == "decord" else len(needed)
-        views = torch.empty(len(wanted), len(wanted[0]), *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
-        for first in range(0, len(needed), step):
-            numbers = needed[first : first + step]
-            frames = video.read(reader, numbers)
+        for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
+            frames = video.read(reader, numbers.tolist())
             for view, indices, generator in zip(views, wanted, generators, strict=True):
-                self._fill(view, indices, frames, numbers, generator)
+                places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
+                if len(places):
+                    rows = np.searchsorted(numbers, indices[places])
+                    again = generator and generator.clone_state()  # all parts of a view are cut alike
+                    cut = _cut(frames[rows.min() : rows.max() + 1], self.data, again).movedim(0, -1)
+                    view.numpy()[places] = cut.numpy()[rows - rows.min()]
         clips = views.unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target, index)
 
     def _draw_indices(self, length: int, generator: Draws) -> list[int]:
         size = (length, self.clip_frames, self.num_clips)
-        starts = uniform_clip_starts(*size) if generator is None else random_clip_starts(*size, generator)
+        starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
         return [i for start in starts for i in clip_frame_indices(start, self.clip_frames, length)]
-
-    def _fill(
-        self, view: torch.Tensor, indices: list[int], frames: torch.Tensor, numbers: list[int], generator: Draws
-    ) -> None:
-        """Cut those of the decoded frames that a view shows, and write them where it does: (N * L, H, W, 3)."""
-        shown = set(indices)
-        used = [row for row, number in enumerate(numbers) if number in shown]
-        row_of = {numbers[row]: i for i, row in enumerate(used)}
-        places = [place for place, number in enumerate(indices) if number in row_of]
-        if used:
-            again = generator.clone_state() if generator else None  # all parts of a view are cut alike
-            cut = _cut(frames[_span(used)], self.data, again).movedim(0, -1)
-            view[_span(places)] = cut[_span([row_of[indices[place]] for place in places])]
-
-
-def _span(numbers: list[int]) -> slice | list[int]:
-    """Give an index that makes no copy, where the numbers follow each other."""
-    first, last = numbers[0], numbers[-1]
-    return slice(first, last + 1) if numbers == list(range(first, last + 1)) else numbers
 
 
 def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
@@ -293,10 +274,9 @@ def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
 
 
 def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
-    """Load in so many threads, ahead of whoever asks and in order; with 0, in the thread that asks.
+    """Load in so many threads, ahead and in order, or with 0 in the one that asks; errors come in their items' places.
 
     Decoding, scaling and copying leave Python's lock to others, what threads load needs no copy, and nothing is forked.
-    An error comes where its item would.
     """
     if workers == 0:
         yield from map(load, given)
@@ -332,3 +312,29 @@ def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]],
         return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
 
     return load_ahead(load, draws, workers)
+
+
+def count_cores() -> int:
+    """Give how many cores this process may use, by its affinity and its container's limits too."""
+    return cpu_count()
+
+
+def run_all(
+    function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
+) -> None:
+    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 stand for this one.
+
+    What it gives is dropped; `bar` tells the progress bar more.
+    """
+    parts = list(parts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _REPLACED)
+        jobs = (delayed(_call)(os.getpid(), function, part) for part in parts)
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
+        deque(tqdm(done, desc=title, unit=unit, total=len(parts), **bar), maxlen=0)
+
+
+def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:
+    """Call the function, unless the process that asked for it is gone: a new one may be at the same part."""
+    if main in (os.getpid(), os.getppid()):
+        function(*part)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from faster_lib.data.datasets import run_all
 from faster_lib.data.video import encode_h264
-from faster_lib.jobs import run_all
 from faster_lib.profiles import Scene
 from faster_lib.store import write_whole
 

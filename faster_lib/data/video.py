@@ -29,15 +29,18 @@ class VideoError(RuntimeError):
     """A video file that cannot be read; the message names the file and what is wrong with it."""
 
 
-class Probe(NamedTuple):
-    """What reading a whole video showed; sizes are as decoded, turned upright where the file says so."""
+class File(NamedTuple):
+    """What reading a whole file showed; sizes are as decoded, turned upright where the file says so."""
 
-    frames: int
-    fps: float
-    width_px: int
-    height_px: int
-    codec: str
-    decoder: str  # "decord", or "decord_in_order" where frames read out of order are not those read in order
+    frames: int = 0
+    fps: float = 0.0
+    width_px: int = 0
+    height_px: int = 0
+    codec: str = ""
+    decoder: str = ""  # "decord", or "decord_in_order" where frames read out of order are not those read in order
+    bytes: int = 0
+    sha256: str = ""
+    problem: str = ""  # empty, or "missing: ..." or "corrupt: ..."
 
 
 def open_video(path: str | Path) -> decord.VideoReader:
@@ -83,7 +86,7 @@ def read_frames(
         ) from error
 
 
-def probe_video(path: str | Path) -> Probe:
+def probe_video(path: str | Path) -> File:
     """Read every frame of a video, then some of them out of order, and say what it is.
 
     Raises: VideoError if the file cannot be opened, a frame cannot be decoded, or a tenth of the frames that its
@@ -104,7 +107,7 @@ def probe_video(path: str | Path) -> Probe:
         raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
     fps = fps or float(reader.get_avg_fps())
     is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
-    return Probe(len(sums), round(fps, 3), size[1], size[0], codec, "decord" if is_seekable else "decord_in_order")
+    return File(len(sums), round(fps, 3), size[1], size[0], codec, "decord" if is_seekable else "decord_in_order")
 
 
 def _read_header(path: str | Path) -> tuple[str, float, int]:

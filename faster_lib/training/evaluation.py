@@ -9,9 +9,8 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save
 
-from faster_lib.data.datasets import Census
+from faster_lib.data.datasets import Census, run_all
 from faster_lib.data.index import videos_key
-from faster_lib.jobs import run_all
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, LiveFeatures, Request, StoredFeatures

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from faster_lib.data.datasets import Census, VideoClips, decode, num_clips_covering
+from faster_lib.data.datasets import Census, VideoClips, decode, num_clips_covering, run_all
 from faster_lib.data.index import clips_key_facts, load_videos, videos_key
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
 from faster_lib.inference import fold_batch_norm, keep_freed_memory, prepare_for_inference
-from faster_lib.jobs import run_all
 from faster_lib.models.backbones import ClipNetwork
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Schedule

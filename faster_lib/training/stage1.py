@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, load_batches
+from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, count_cores, load_batches
 from faster_lib.data.index import clips_key_facts, folder_of, load_videos, videos_key
 from faster_lib.data.video import VideoError
 from faster_lib.inference import keep_freed_memory
-from faster_lib.jobs import count_cores
 from faster_lib.models.backbones import ClipNetwork, build_backbone, load_weights
 from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.weights import is_weight_file
