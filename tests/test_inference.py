@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from faster_lib.data.datasets import VideoClips, VideoList
+from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.inference import (
     TOLERANCE,
@@ -154,7 +154,7 @@ def test_videos_are_scored_from_their_files_in_order_whatever_the_batch(tmp_path
         frames = torch.randint(0, 255, (20, 40, 52, 3), generator=torch.Generator().manual_seed(number))
         paths.append(tmp_path / f"{number}.mp4")
         paths[-1].write_bytes(encode_h264(frames.byte().numpy(), fps=25, crf=20, gop_frames=8))
-    videos = VideoList(tuple(paths), (2, 0, 1), tuple("abc"))
+    videos = VideoList(tuple(Video(path, target) for path, target in zip(paths, (2, 0, 1), strict=True)), tuple("abc"))
     clips = VideoClips(videos, load_profile("tiny").data, clip_frames=8, num_clips=4, views=0, seed=0)
     plain = model("gru")
     found = list(score_videos(plain, clips, batch_videos=2, workers=workers))
