@@ -27,7 +27,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = (
     ("models",),
     ("paths", "paper"),
-    ("profiles", "provenance", "jobs"),
+    ("profiles", "provenance"),
     ("store", "flops"),
     ("data",),
     ("inference",),
@@ -36,7 +36,7 @@ FLOORS = (
 )
 # The reading path, in the README's order; a folder stands for its modules.
 READING_PATH = ("models", "flops", "paper", "data", "training.stage1", "training.stage2", "training.evaluation")
-NOT_IN_PATH = ("data.index",)
+NOT_IN_PATH = ("data.index", "data.lists")
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
     "decord": {"data.video"},
@@ -45,7 +45,7 @@ DOORS = {
     "torchvision": {"models.torchvision"},
     "pebble": {"data.index"},
     "fvcore": {"flops"},
-    "joblib": {"jobs", "data.datasets"},
+    "joblib": {"data.datasets"},
     "threadpoolctl": {"data.datasets"},
     "yaml": {"profiles"},
     "pydantic": {"profiles"},
