@@ -53,7 +53,7 @@ STAGES = {  # where below runs/ lies what each makes
     "stage_2": "*/aggregators",
 }
 ALONE = 0.25  # the share of kills that hit the main process alone
-LATEST_SECONDS = 300.0  # for a start to end in, when nothing kills it
+LATEST_SECONDS = 1800.0  # for a start to end in, when nothing kills it
 Moments = dict[str, list[float]]  # of each stage of an undisturbed run: when its files changed, from its beginning
 
 

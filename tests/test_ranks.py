@@ -43,7 +43,7 @@ def launch(script: str, *arguments: object, ranks: int = 2) -> list[subprocess.P
     environments = [os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given) for given in environments]
     for process in started:
-        process.said = process.communicate(timeout=120)[1]
+        process.said = process.communicate(timeout=600)[1]
     return started
 
 

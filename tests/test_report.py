@@ -14,7 +14,7 @@ from faster_lib.profiles import load_profile
 from faster_lib.report import tables as report
 from faster_lib.report.figures import Panel, Series, caption_of, draw_panels, measured_series, video_mflops
 from faster_lib.report.tables import Claim, Row, claims_as_markdown, compare, judge, tabulate
-from faster_lib.training.features import FeaturePair, TrainedBackbone
+from faster_lib.training.features import FeaturePair
 
 TINY = load_profile("tiny")
 KINETICS = load_profile("kinetics400")
@@ -220,7 +220,8 @@ def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generat
 def pair():
     """Two small networks of the default profile at L = 8, untrained."""
     built = {name: build_backbone(name, 16, 1 / 64) for name in ("r2plus1d_50", "r2d_26")}
-    return FeaturePair(TINY, *(TrainedBackbone(name, 8, network, "", 10.0) for name, network in built.items()))
+    parts = {"clip_frames": 8, "seconds": 10.0}
+    return FeaturePair(TINY, *(SimpleNamespace(name=n, network=network, **parts) for n, network in built.items()))
 
 
 def test_measured_cells_become_points_of_cost_and_mean_accuracy_with_their_spread(pair):

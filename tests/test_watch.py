@@ -53,9 +53,10 @@ def test_each_clip_adds_its_networks_cost_and_from_the_second_on_a_step(model):
 def held(expensive, cheap, targets):
     """Feature maps (videos, views, N, ...) in memory, read as those of a store."""
 
-    def read_each(requests):
+    def read_each(requests, schedule):
         for videos, views, clips in requests:
-            yield tuple(part[videos[:, None], views[:, None], clips].float() for part in (expensive, cheap))
+            parts = [expensive if letter == "E" else cheap for letter in schedule]
+            yield [part[videos, views, clips[:, t]].float() for t, part in enumerate(parts)]
 
     return SimpleNamespace(read_each=read_each, targets=targets, num_clips=expensive.shape[2])
 
