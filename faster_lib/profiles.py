@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -20,6 +21,7 @@ Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rules = Iterable[tuple[bool, str]]  # whether each is broken, and the fault to say then
+_STARTS = {"expensive_weights", "cheap_weights"}
 FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
@@ -114,14 +116,10 @@ class Networks(Section):
     width: Rate
     reduction: Positive
 
-    @property
-    def starts(self) -> dict[str, str | None]:
-        """The weights that both networks start from."""
-        return {"expensive_weights": self.expensive_weights, "cheap_weights": self.cheap_weights}
-
     def _rules(self) -> Rules:
-        fault = f"expensive and cheap are both {self.cheap!r}, but {self.starts}; one network has one start"
-        yield self.expensive == self.cheap and len({*self.starts.values()}) > 1, fault
+        starts = self.model_dump(include=_STARTS)
+        fault = f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start"
+        yield self.expensive == self.cheap and len({*starts.values()}) > 1, fault
 
 
 class Pretraining(Section):
@@ -208,7 +206,7 @@ class Profile(Section):
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     def _rules(self) -> Rules:
-        data, scene, starts = self.data, self.scene, self.networks.starts
+        data, scene, starts = self.data, self.scene, self.networks.model_dump(include=_STARTS)
         rule = "a scene section" if scene is None else "no scene (scene: null)"
         yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
         fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
@@ -226,9 +224,8 @@ class _OnceLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is twice", problem_mark=key.start_mark)
+        for key in (key for key, _ in node.value if keys.count(key.value) > 1):
+            raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -286,11 +283,11 @@ def _read_over_bases(name: str, folder: Path, where: str) -> tuple[dict[str, Any
     return content, origins
 
 
-def parse_profile(content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] | None = None) -> Profile:
-    """Check a profile held as nested dicts.
+def parse_profile(
+    content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] = MappingProxyType({})
+) -> Profile:
+    """Check a profile held as nested dicts; `origins` as `_read_over_bases` gives it, where that is not `source`.
 
-    Args:
-        origins: the file that states each (section,) last and each (section, key), where that is not `source`.
     Raises: ProfileError naming `source`, all faults, and the file of each that stands in another.
     """
     try:
@@ -298,23 +295,22 @@ def parse_profile(content: dict[str, Any], *, source: str, origins: Mapping[tupl
     except ValidationError as error:
         lines = [f"{source} has {error.error_count()} fault(s):"]
         for fault in error.errors():
-            file = (origins or {}).get(fault["loc"][:2], source)
+            file = origins.get(fault["loc"][:2], source)
             lines.append(f"  {_describe(fault)}" + (f" (in {file})" if file != source else ""))
         raise ProfileError("\n".join(lines)) from None
 
 
 def _describe(fault: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"]) or "profile"
+    where, value = ".".join(map(str, fault["loc"])) or "profile", fault["input"]
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown key (its value is {fault['input']!r}){hint}"
+        return f"{where}: unknown key (its value is {value!r}){hint}"
     if fault["type"] == "missing":
         return f"{where}: this key is missing"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if fault["type"] == "float_type" else ""
-    message = fault["msg"].removeprefix("Value error, ")
-    quoted = "" if isinstance(fault["input"], dict) else f" (it is {fault['input']!r}{hint})"
-    return f"{where}: {message}{quoted}"
+    quoted = "" if isinstance(value, dict) else f" (it is {value!r}{hint})"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{quoted}"
 
 
 def _known_keys(section: type[Section] = Section) -> set[str]:

@@ -344,7 +344,7 @@ def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_
         place = tmp_path / "tank_state" / split / "up" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes((odd / name).read_bytes())
-    module.main(["--profile", "tank_state", "--workers", "1"])
+    module.main(["--profile", "tank_state"])
     assert "unreadable: 1" in caplog.text and "index: " in caplog.text
     rows = read_index(tmp_path / "runs" / "tank_state" / "index.csv")
     assert [row[:4] for row in rows] == [
@@ -416,7 +416,7 @@ def test_every_real_file_at_hand_is_indexed_and_decoded_as_pyav_decodes_it(tmp_p
 def test_a_real_set_is_indexed_once_and_loaded_from_its_index(tmp_path, monkeypatch):
     monkeypatch.setattr("faster_lib.data.lists.DATA", SHARED)
     profile = load_profile("tank_state")
-    rows = index_videos(profile, workers=2, runs=tmp_path)
+    rows = index_videos(profile, runs=tmp_path)
     assert len(rows) == 496 and rows == read_index(tmp_path / "tank_state" / "index.csv")
     train, val = (load_videos(profile, split, runs=tmp_path, is_training=True) for split in ("train", "val"))
     assert (len(train), len(val)) == (320, 176) and train.classes[1] == "bridge_up"

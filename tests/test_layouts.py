@@ -42,7 +42,7 @@ def listed(source: str, root: Path, split: str, **changes) -> tuple[list[Indexed
 
 
 def found(profile: Profile, split: str, runs: Path) -> VideoList:
-    index_videos(profile, workers=2, runs=runs)
+    index_videos(profile, runs=runs)
     return load_videos(profile, split, runs=runs)
 
 
@@ -73,7 +73,7 @@ def test_the_whole_kit_runs_through_every_layout(layout, layouts, tmp_path):
     from faster_lib.training.stage1 import train_backbone
 
     profile = profile_of(layout, layouts / layout)
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     networks = [train_backbone(profile, name, 16, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26")]
     pair = FeaturePair(profile, *networks, runs=tmp_path)
     cell = ("fast_gru", Schedule("ECCC"))
@@ -122,7 +122,7 @@ def test_the_key_of_videos_depends_on_split_fold_and_content_but_not_on_where_th
         videos_key(profile, "test", runs=tmp_path)
     (tmp_path / "moved").symlink_to(layouts / "folders")
     for runs, root in (("here", layouts / "folders"), ("there", tmp_path / "moved")):
-        index_videos(profile_of("folders", root), workers=2, runs=tmp_path / runs)
+        index_videos(profile_of("folders", root), runs=tmp_path / runs)
     here, there = (
         [videos_key(profile, split, runs=tmp_path / runs) for split in ("train", "test")] for runs in ("here", "there")
     )
@@ -131,7 +131,7 @@ def test_the_key_of_videos_depends_on_split_fold_and_content_but_not_on_where_th
         file.write("run/new.mp4,run,0,train,8,25.0,40,40,h264,decord,9,0,\n")
     assert videos_key(profile, "train", runs=tmp_path / "there") != here[0]
     folded = profile_of("ucf101", layouts / "ucf101")
-    index_videos(folded, workers=2, runs=tmp_path)
+    index_videos(folded, runs=tmp_path)
     assert len({videos_key(folded.in_fold(fold), "train", runs=tmp_path) for fold in (1, 2, 3)}) == 3
 
 
@@ -156,7 +156,7 @@ def test_both_dialects_of_kinetics_are_read_and_files_are_found_flat_or_in_any_c
         "gone4567890_000000_000010.mp4": 1,  # missing, and still expected
     }
     profile = profile_of("kinetics", root, num_classes=2)
-    index_videos(profile, workers=1, runs=tmp_path / "runs")
+    index_videos(profile, runs=tmp_path / "runs")
     with pytest.raises(ValueError, match=r"index.csv has no split 'test'; it has val"):
         load_videos(profile, "test", runs=tmp_path / "runs")
     with pytest.raises(ValueError, match=r"index.csv has 2 classes, but data.num_classes is 16"):

@@ -45,7 +45,7 @@ def test_the_index_says_what_is_used_and_its_loss_is_logged_once(damaged, tmp_pa
     profile = profile_of(damaged, 0.05)
     with pytest.raises(FileNotFoundError, match="make index PROFILE=damaged"):
         load_videos(profile, "train", runs=tmp_path)
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     assert load_videos(profile, "test", runs=tmp_path).census == Census(expected=16, used=14, missing=1, corrupt=1)
     for _ in range(2):
         assert len(load_videos(profile, "train", runs=tmp_path, is_training=True)) == 19
@@ -62,7 +62,7 @@ def test_results_say_what_was_used_and_count_what_was_not_as_wrong(damaged, tmp_
     from faster_lib.training.stage1 import train_backbone
 
     profile = profile_of(damaged, 0.05)
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     networks = [train_backbone(profile, name, 8, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26")]
     pair = FeaturePair(profile, *networks, runs=tmp_path)
     cell = ("fast_gru", Schedule("ECCC"))
@@ -76,7 +76,7 @@ def test_results_say_what_was_used_and_count_what_was_not_as_wrong(damaged, tmp_
 
 def test_training_is_refused_where_more_than_the_set_share_is_unreadable_and_looking_is_not(damaged, tmp_path):
     profile = profile_of(damaged, 0.04)
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     with pytest.raises(ValueError, match=r"1 of the 20 videos of split 'train'.*most_unreadable_share is 0\.04"):
         load_videos(profile, "train", runs=tmp_path, is_training=True)
     assert len(load_videos(profile, "train", runs=tmp_path)) == 19
@@ -86,7 +86,7 @@ def test_a_file_that_breaks_after_the_index_is_skipped_and_logged_once_up_to_the
     from faster_lib.training.stage1 import train_backbone
 
     profile = profile_of(damaged, 0.1, iterations=6)  # of 20 videos: the one of the index, and one more
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     paths = [video.path for video in load_videos(profile, "train", runs=tmp_path).videos]
     for path in paths[:1]:
         path.write_bytes(path.read_bytes()[:2000])
@@ -106,10 +106,10 @@ def test_the_key_depends_on_the_content_of_the_files_once_they_are_indexed_again
     folder = tmp_path / "videos"
     shutil.copytree(whole, folder)
     profile = profile_of(folder, 0.0)
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     key = videos_key(profile, "test", runs=tmp_path)
     one, other = (folder / name for name in (folder / "test.txt").read_text().splitlines()[:2])
     one.write_bytes(other.read_bytes())
     assert videos_key(profile, "test", runs=tmp_path) == key
-    index_videos(profile, workers=2, runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
     assert videos_key(profile, "test", runs=tmp_path) != key

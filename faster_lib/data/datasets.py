@@ -188,10 +188,9 @@ def collate(items: Sequence[Item]) -> Batch:
 
 @dataclass(frozen=True)
 class EpochDraws:
-    """Endless shuffled epochs cut into batches of (epoch, place), from any iteration on, so that training resumes.
+    """Endless shuffled epochs cut into batches of (epoch, place), from iteration `first` on, so that training resumes.
 
-    Args:
-        mine, parts: each batch is dealt out into so many parts, of which these are given one after the other.
+    Each batch is dealt out into `parts`, of which `mine` are given one after the other.
     """
 
     num_videos: int

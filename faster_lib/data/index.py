@@ -130,8 +130,8 @@ def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[s
     write_planned(plan, folder, scene, workers=profile.loading.workers)
     for name, label, split, _ in plan:
         content = (folder / name).read_bytes()
-        form = (scene.frames, float(scene.fps), scene.size_px, scene.size_px, "h264", "decord")
-        file = File(*form, len(content), hashlib.sha256(content).hexdigest())
+        file = File(scene.frames, float(scene.fps), scene.size_px, scene.size_px, "h264", "decord", len(content))
+        file = file._replace(sha256=hashlib.sha256(content).hexdigest())
         rows.append(Indexed(name, label, labels.index(label), split, file))
     write_index(folder / INDEX, rows, labels)
     return {"videos": len(rows), "bytes": sum(row.file.bytes for row in rows)}
@@ -147,20 +147,14 @@ def _check_share(census: Census, most_share: float, where: str, is_training: boo
         _warn_once("%s; they are left out", said)
 
 
-def index_videos(
-    profile: Profile, *, workers: int, time_limit: float = TIME_LIMIT_SECONDS, runs: Path = RUNS
-) -> list[Indexed]:
-    """List and read a profile's real videos, and write `runs/<profile>/index.csv`; files known already are not read.
-
-    Args:
-        time_limit: seconds that a file may take, before what its size adds.
-    """
+def index_videos(profile: Profile, *, runs: Path = RUNS) -> list[Indexed]:
+    """List and read a profile's real videos, and write `runs/<profile>/index.csv`; files known already are not read."""
     listed, labels = list_videos(profile.data)
     folder, root = runs / profile.name, folder_of(profile.data.root)
     folder.mkdir(parents=True, exist_ok=True)
     remove_partials(folder)
     paths = dict.fromkeys(root / row.path for row in listed)
-    files = scan(paths, root, folder / "index.scan.csv", workers=workers, time_limit=time_limit)
+    files = scan(paths, root, folder / "index.scan.csv", workers=profile.loading.workers)
     rows = [row._replace(file=files[root / row.path]) for row in listed]
     write_index(folder / INDEX, rows, labels)
     return rows
@@ -169,9 +163,10 @@ def index_videos(
 def scan(
     paths: Iterable[Path], root: Path, memory: Path, *, workers: int, time_limit: float = TIME_LIMIT_SECONDS
 ) -> dict[Path, File]:
-    """Read files side by side, those that `memory` does not know with the size and time of change that they have.
+    """Read files side by side, those that `memory` does not know with their size and time of change.
 
-    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on.
+    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on. A file may take
+    `time_limit` seconds, and more by its size.
     """
     with FileLock(f"{memory}.lock"):
         known, found, todo = _read_memory(memory), {}, {}
@@ -278,16 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Index the videos of a profile's data set, and say what is missing, corrupt, too short or there twice."""
     parser = argparse.ArgumentParser(prog="python -m faster_lib.data.index", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/ of real videos")
-    parser.add_argument("--workers", type=int, help="processes; default: loading.workers of the profile")
-    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_SECONDS, help="seconds for a file")
-    given = parser.parse_args(arguments)
+    profile = load_profile(parser.parse_args(arguments).profile)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    profile = load_profile(given.profile)
     if profile.scene is not None:
         raise SystemExit(f"params/{profile.name}.yaml is of generated videos, which need no index")
-    workers = given.workers or profile.loading.workers
     try:
-        rows = index_videos(profile, workers=workers, time_limit=given.time_limit, runs=RUNS)
+        rows = index_videos(profile, runs=RUNS)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"{error}") from error
     log.info("%s\nindex: %s", summarise(rows), RUNS / profile.name / INDEX)

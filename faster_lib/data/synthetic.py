@@ -44,12 +44,10 @@ class Planned(NamedTuple):
 
 
 def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
-    """List the videos of one split; each depends on the scene, the split and its number alone.
+    """List the videos of one split; raises ValueError if the scene does not have it.
 
     With folds, those of train and test are one list: the first fold tests the scene's test, the others as many videos
     of its train.
-
-    Raises: ValueError for a split that the scene does not have.
     """
     if split not in scene.videos:
         raise ValueError(f"unknown split {split!r}; the scene has {', '.join(scene.videos)}")
@@ -95,10 +93,7 @@ def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarr
 
 
 def cut_into_shots(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Cut a video into shots of at least `scene.shortest_shot_frames`, their number drawn from `scene.shots`.
-
-    Returns: of each shot the first frame, and the one after its last.
-    """
+    """Draw where a video is cut: the first frame of each shot, and the one after its last."""
     count = int(rng.integers(scene.shots[0], scene.shots[1] + 1))
     spare = scene.frames - count * scene.shortest_shot_frames
     cuts = np.sort(rng.integers(0, spare + 1, size=count - 1)) + scene.shortest_shot_frames * np.arange(1, count)
@@ -131,10 +126,7 @@ def _draw_distractor(frames: np.ndarray, scene: Scene, rng: np.random.Generator)
 def _draw_actors(
     frames: np.ndarray, direction, does_flicker: bool, action_share: float, scene: Scene, rng: np.random.Generator
 ) -> None:
-    """Draw the actors: they move together while the action is on and rest otherwise.
-
-    Each has a polarity, bright or dark, which turns over in a share of the frames.
-    """
+    """Draw the actors, each bright or dark, or flickering: they move while the action is on and rest otherwise."""
     num_frames = len(frames)
     is_moving = np.zeros(num_frames, dtype=bool)
     is_moving[slice(*_stretch(num_frames, action_share, rng))] = True
@@ -142,10 +134,8 @@ def _draw_actors(
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
         mask = scene.actor_contrast * _disc(scene.size_px, position, scene.actor_px / 2)  # (T, H, W)
-        if does_flicker:
-            mask *= rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1
-        else:
-            mask *= rng.choice((-1, 1))
+        flicker = rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
+        mask *= flicker
         frames += mask[..., None]
 
 

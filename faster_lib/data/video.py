@@ -44,10 +44,7 @@ class File(NamedTuple):
 
 
 def open_video(path: str | Path) -> decord.VideoReader:
-    """Open one video for random access.
-
-    Raises: VideoError if the file is missing, empty, or holds no decodable video stream.
-    """
+    """Open one video for random access; raises VideoError if it is missing, empty, or holds no decodable stream."""
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
@@ -66,11 +63,10 @@ def open_video(path: str | Path) -> decord.VideoReader:
 def read_frames(
     reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path, is_seekable: bool = True
 ) -> torch.Tensor:
-    """Decode the frames at `indices` (repeats allowed) from an open reader, freshly opened if it is not seekable.
+    """Decode the frames at `indices` (repeats allowed) from an open reader: (len(indices), H, W, 3) uint8, RGB.
 
-    Shape: -> (len(indices), H, W, 3) uint8, RGB
     Args:
-        is_seekable: whether the video's decoder is "decord"; others are decoded from their beginning.
+        is_seekable: whether the video's decoder is "decord"; others decode from the beginning, in a fresh reader.
     Raises: VideoError if a frame cannot be decoded, naming `path`.
     """
     try:
@@ -80,17 +76,14 @@ def read_frames(
         kept = {i: frame for i, frame in enumerate(_in_order(reader, max(wanted) + 1)) if i in wanted}
         return torch.from_numpy(np.stack([kept[i] for i in indices]))
     except Exception as error:
-        raise VideoError(
-            f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)} ({_first_line(error)}); "
-            "the file may be truncated"
-        ) from error
+        where = f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)}"
+        raise VideoError(f"{where} ({_first_line(error)}); the file may be truncated") from error
 
 
 def probe_video(path: str | Path) -> File:
     """Read every frame of a video, then some of them out of order, and say what it is.
 
-    Raises: VideoError if the file cannot be opened, a frame cannot be decoded, or a tenth of the frames that its
-        container announces is not there.
+    Raises: VideoError if it or a frame cannot be read, or a tenth of the frames that it announces is not there.
     """
     reader = open_video(path)
     codec, fps, announced = _read_header(path)
@@ -100,9 +93,8 @@ def probe_video(path: str | Path) -> File:
             sums.append(zlib.crc32(frame))
             size = frame.shape[:2]
     except Exception as error:
-        raise VideoError(
-            f"{path}: frame {len(sums)} or one soon after cannot be decoded ({_first_line(error)})"
-        ) from error
+        where = f"{path}: frame {len(sums)} or one soon after"
+        raise VideoError(f"{where} cannot be decoded ({_first_line(error)})") from error
     if not sums or len(sums) < _LEAST_SHARE * announced:
         raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
     fps = fps or float(reader.get_avg_fps())
@@ -142,20 +134,16 @@ def _is_seekable(path: str | Path, sums: Sequence[int], key_frames: Sequence[int
     places = sorted({min(max(k + d, 0), last) for k in [*spread, last // 2, last] for d in (-1, 0, 1)}, reverse=True)
     one_by_one, at_once = open_video(path), open_video(path)
     try:
-        if any(zlib.crc32(one_by_one.get_batch([i]).asnumpy()) != sums[i] for i in places):
-            return False
-        batch = at_once.get_batch(places[::-1]).asnumpy()
+        found = [zlib.crc32(one_by_one.get_batch([i]).asnumpy()) for i in places]
+        found += [zlib.crc32(frame) for frame in at_once.get_batch(places[::-1]).asnumpy()]
     except Exception:
         return False
-    return [zlib.crc32(frame) for frame in batch] == [sums[i] for i in places[::-1]]
+    return found == [sums[i] for i in [*places, *places[::-1]]]
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
-    """Encode frames as an H.264 `.mp4` held in memory, the same bytes for the same frames.
+    """Encode frames (T, H, W, 3) uint8, H and W even, as an H.264 `.mp4` in memory: the same bytes for the same frames.
 
-    The caller writes the bytes, so that a full disk is an ordinary error and never a half-written video.
-
-    Shape: frames (T, H, W, 3) uint8, H and W even.
     Args:
         crf: x264's constant rate factor, 0 (lossless) to 51.
         gop_frames: at most this many frames between key frames; short groups make random access cheap.
