@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,9 +39,8 @@ def prepare_for_inference(
     """Give a copy of a trained model that computes the same scores and feature maps faster, without gradients.
 
     Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled at their
-    first call with each form of input, which takes seconds; on a CPU with frozen weights. Outputs are float32, within
-    `TOLERANCE` of the plain model's. Where nothing can be compiled, a warning says why and the rest still holds.
-    From then on this process keeps the memory that it frees (`keep_freed_memory`).
+    first call with each form of input, which takes seconds. Where nothing can be compiled, a warning says why. Outputs
+    are float32, within `TOLERANCE` of the plain model's. From now on this process keeps the memory that it frees.
 
     Args:
         dtype: of the networks' weights and maps; torch.bfloat16 is for GPUs. Classifiers and aggregator keep float32,
@@ -53,35 +51,26 @@ def prepare_for_inference(
     if dtype not in TOLERANCE:
         raise ValueError(f"dtype is {dtype}; it must be torch.float32 or torch.bfloat16")
     keep_freed_memory()
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    return _prepare(model, dtype, is_compiled).to(device)
+    model, options = copy.deepcopy(model).eval().requires_grad_(False), {"dtype": dtype, "is_compiled": is_compiled}
+    if isinstance(model, Faster):
+        for name in ("expensive", "cheap", "aggregator"):
+            setattr(model, name, prepare_for_inference(getattr(model, name), **options))
+    elif isinstance(model, Aggregator):
+        model = model if model.aggregates_scores else PreparedAggregator(model, is_compiled=is_compiled)
+    elif isinstance(model, ClipNetwork) and not isinstance(model, PreparedBackbone):
+        model = PreparedBackbone(model, **options)
+    else:
+        kind = type(model).__name__
+        raise TypeError(f"a {kind} cannot be prepared; give a Faster, a network or an aggregator of this library")
+    return model.to(device)
 
 
-def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Module:
-    if isinstance(model, ClipNetwork) and not isinstance(model, PreparedBackbone):
-        return PreparedBackbone(model, dtype=dtype, is_compiled=is_compiled)
-    if isinstance(model, Aggregator):
-        return model if model.aggregates_scores else PreparedAggregator(model, is_compiled=is_compiled)
-    if not isinstance(model, Faster):
-        raise TypeError(
-            f"a {type(model).__name__} cannot be prepared; give a Faster, a network or an aggregator of this library"
-        )
-    for name in ("expensive", "cheap", "aggregator"):
-        setattr(model, name, _prepare(getattr(model, name), dtype, is_compiled))
-    return model
-
-
-@contextmanager
-def _without_gradients() -> Iterator[None]:
-    """Compute without gradients, and in one mode, since what is compiled in another one is compiled again."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
+def _without_gradients(method: Callable) -> Callable:  # in one mode, since another one compiles all again
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class PreparedBackbone(ClipNetwork):
-    """A clip network for inference; it stands in for the network that it was made from.
-
-    Many clips are computed in a few calls of fixed sizes, each of which is compiled once.
+    """A clip network for inference, in place of a plain one: many clips take a few calls of sizes compiled once.
 
     Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits
     Source: ours; the paper measures plain networks.
@@ -94,19 +83,19 @@ class PreparedBackbone(ClipNetwork):
         self.channels, self.dtype = network.channels, dtype
         self._features = _Compiled(self.network.features, type(network).__name__, is_compiled)
 
-    @_without_gradients()
+    @_without_gradients
     def features(self, clips: torch.Tensor) -> torch.Tensor:
         check_clips(clips)
         sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
         parts = clips.split(sizes) if sizes else [clips]
-        last = {"memory_format": torch.channels_last_3d}
-        maps = [self._features(as_input(part).to(self.dtype).contiguous(**last)) for part in parts]  # each fits a cache
+        last = torch.channels_last_3d
+        maps = [self._features(as_input(part).to(self.dtype).contiguous(memory_format=last)) for part in parts]
         return torch.cat(maps).float()
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
         return self.network.feature_size(clip_size)
 
-    @_without_gradients()
+    @_without_gradients
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         return self.network.classify(features)
 
@@ -219,7 +208,7 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor) -> 
 
 
 class PreparedAggregator(Aggregator):
-    """An aggregator for inference, whose step is compiled; it stands in for the one that it was made from.
+    """An aggregator for inference, in place of a plain one; its step is compiled.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: ours.
@@ -228,17 +217,12 @@ class PreparedAggregator(Aggregator):
     def __init__(self, aggregator: Aggregator, *, is_compiled: bool):
         super().__init__(aggregator.channels)
         self.aggregator = fast_form(aggregator)
+        self.start, self.read = self.aggregator.start, self.aggregator.read
         self.step = _Compiled(self.aggregator.step, type(aggregator).__name__, is_compiled)
 
-    def start(self, feature: torch.Tensor) -> Any:
-        return self.aggregator.start(feature)
-
-    @_without_gradients()
+    @_without_gradients
     def run(self, features: torch.Tensor, state: Any = None) -> Any:
         return super().run(features, state)
-
-    def read(self, state: Any) -> torch.Tensor:
-        return self.aggregator.read(state)
 
 
 class _Compiled:
@@ -251,38 +235,27 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
             return self.method(*arguments)
-        from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second and most compile nothing
+        from torch._dynamo import config as dynamo  # here, since it takes a second and most compile nothing
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor import config as inductor
 
+        warner = logging.getLogger("torch.utils.cpp_extension")  # to which CUDA without a GPU is a reason to warn
+        level, is_frozen = warner.level, next(self.method.__self__.parameters()).is_cpu
+        warner.setLevel(logging.ERROR)
         try:
-            with _compiling(is_cpu=next(self.method.__self__.parameters()).is_cpu):
+            with inductor.patch(freezing=is_frozen), dynamo.patch(recompile_limit=_MOST_FORMS):
                 return self.compiled(*arguments)
         except TorchDynamoException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning(
-                f"{self.name} cannot be compiled ({reason}); it runs uncompiled, at about half the speed. "
-                "torch.compile needs a C++ compiler, such as g++, on a CPU, and triton on a GPU"
-            )
+            needs = "torch.compile needs a C++ compiler, such as g++, on a CPU, and triton on a GPU"
+            log.warning(f"{self.name} cannot be compiled ({reason}); it runs at about half the speed. {needs}")
             self.compiled = None
             return self.method(*arguments)
+        finally:
+            warner.setLevel(level)
 
     def __reduce__(self) -> tuple:  # a copy, or what comes out of a pickle, compiles anew
         return _Compiled, (self.method, self.name, self.compiled is not None)
-
-
-@contextmanager
-def _compiling(*, is_cpu: bool) -> Iterator[None]:
-    """Set how the calls inside are compiled, and that CUDA without a GPU is no reason to warn."""
-    from torch._dynamo import config as dynamo
-    from torch._inductor import config as inductor
-
-    warner = logging.getLogger("torch.utils.cpp_extension")
-    level = warner.level
-    warner.setLevel(logging.ERROR)
-    try:
-        with inductor.patch(freezing=is_cpu), dynamo.patch(recompile_limit=_MOST_FORMS):
-            yield
-    finally:
-        warner.setLevel(level)
 
 
 def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[int]:
@@ -297,10 +270,9 @@ def score_videos(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode videos and score them, decoding ahead in threads of its own while the networks compute.
 
+    The model, plain or prepared, is on the device that is to compute. With 0 workers the computing thread decodes.
+
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
-    Args:
-        model: plain or prepared, on the device that is to compute.
-        workers: threads that decode; with 0 the one that computes does, between the batches.
     """
     decoded = iter(decode(clips, range(len(clips)), workers))
     while batch := list(itertools.islice(decoded, batch_videos)):

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from faster_lib.models.backbones import BN_EPS
+from faster_lib.models.clips import check_whole
 
 
 class Pointwise(nn.Conv3d):
@@ -112,8 +113,7 @@ class LSTM(Aggregator):
     """An LSTM cell on globally pooled features; its output and its memory both start as x_0 pooled.
 
     Shape: feature (B, C, l, h, w), state (output (B, C), memory (B, C)) -> the same
-    Source: FASTER (AAAI 2020), "LSTM": three gates and a memory; torch's cell, which has no peepholes. The start of the
-        memory and a forget-gate bias of 1 are ours.
+    Source: FASTER (AAAI 2020), "LSTM": torch's cell, without peepholes. Memory's start and forget bias of 1 are ours.
     """
 
     def __init__(self, channels: int):
@@ -167,8 +167,7 @@ class FASTGRU(Aggregator):
     Args:
         reduction: factor r by which the gates compress channels.
     Raises: ValueError if channels is not divisible by reduction.
-    Source: FASTER (AAAI 2020), Eq. 3-4, Fig. 2b. Two candidate matrices: Eq. 3 prints one symbol, its cost needs two
-        products. Biases are ours: one for each sum of products.
+    Source: FASTER (AAAI 2020), Eq. 3-4, Fig. 2b. Two candidate matrices as in `GRU`. Biases are ours, one a sum.
     """
 
     def __init__(self, channels: int, reduction: int = 4):
@@ -201,8 +200,7 @@ def build_aggregator(name: str, channels: int, reduction: int = 4) -> Aggregator
     """
     if name not in AGGREGATORS:
         raise ValueError(f"unknown aggregator {name!r}; choose one of {', '.join(AGGREGATORS)}")
-    if not isinstance(channels, int) or channels < 1:
-        raise ValueError(f"channels is {channels!r}; it must be a whole number of at least 1")
+    check_whole("channels", channels)
     return FASTGRU(channels, reduction) if name == "fast_gru" else AGGREGATORS[name](channels)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, ClipNetwork, as_input, check_clips
+from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, ClipNetwork, as_input, check_clips, check_whole
 from faster_lib.models.weights import fit_weights, is_weight_file, read_weights
 
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
@@ -56,19 +56,16 @@ class Bottleneck(nn.Module):
         out_channels = EXPANSION * width
         time_stride = 1 if block == "2d" else stride
         layers = [conv_bn(in_channels, width, (1, 1, 1)), nn.ReLU(inplace=True)]
-        if block == "2d":
-            layers += [conv_bn(width, width, (1, 3, 3), (1, stride, stride))]
-        elif block == "3d":
-            layers += [conv_bn(width, width, (3, 3, 3), (stride, stride, stride))]
-        else:
+        if block == "2plus1d":
             factorised = factorised_width(width)
             layers += [conv_bn(width, factorised, (1, 3, 3), (1, stride, stride)), nn.ReLU(inplace=True)]
             layers += [conv_bn(factorised, width, (3, 1, 1), (stride, 1, 1))]
+        else:
+            layers += [conv_bn(width, width, (1 if block == "2d" else 3, 3, 3), (time_stride, stride, stride))]
         layers += [nn.ReLU(inplace=True), conv_bn(width, out_channels, (1, 1, 1))]
         self.residual = nn.Sequential(*layers)
-        if stride == 1 and in_channels == out_channels:
-            self.shortcut = nn.Identity()
-        else:
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
             self.shortcut = conv_bn(in_channels, out_channels, (1, 1, 1), (time_stride, stride, stride))
         self.relu = nn.ReLU(inplace=True)
 
@@ -77,7 +74,7 @@ class Bottleneck(nn.Module):
 
 
 class Backbone(ClipNetwork):
-    """A clip network of Table 1: stem, max pooling, four stages, global average pooling, one fully-connected layer.
+    """A clip network of Table 1: stem, max pooling, four stages, global average pooling, a fully-connected layer.
 
     Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; maps (B, channels, L/8, H/32, W/32)
     Raises: ValueError if the clips have another shape.
@@ -86,20 +83,20 @@ class Backbone(ClipNetwork):
 
     def __init__(self, architecture: Architecture, *, num_classes: int, width: float):
         super().__init__()
-        scale = _channel_scaler(width)
+        if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+            raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
         stem, channels = [], 3
         for out_channels, kernel, stride in architecture.stem:
-            stem += [conv_bn(channels, scale(out_channels), kernel, stride), nn.ReLU(inplace=True)]
-            channels = scale(out_channels)
+            stem += [conv_bn(channels, _scale(out_channels, width), kernel, stride), nn.ReLU(inplace=True)]
+            channels = _scale(out_channels, width)
         self.stem = nn.Sequential(*stem)
         self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         stages = []
-        for stage in architecture.stages:
-            blocks = []
-            for i in range(stage.blocks):
-                stride = stage.stride if i == 0 else 1
-                blocks.append(Bottleneck(channels, scale(stage.width), stride=stride, block=architecture.block))
-                channels = EXPANSION * scale(stage.width)
+        for num_blocks, stage_width, stage_stride in architecture.stages:
+            scaled, blocks = _scale(stage_width, width), []
+            for stride in (stage_stride, *[1] * (num_blocks - 1)):
+                blocks.append(Bottleneck(channels, scaled, stride=stride, block=architecture.block))
+                channels = EXPANSION * scaled
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.channels = channels
@@ -114,9 +111,6 @@ class Backbone(ClipNetwork):
         clip_frames, *sides = clip_size
         return clip_frames // CLIP_FRAMES_MULTIPLE, *(math.ceil(side / SPACE_STRIDE) for side in sides)
 
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        return self.classifier(features.mean(dim=(-3, -2, -1)))
-
 
 def build_backbone(
     name: str, num_classes: int = 400, width: float = 1.0, weights: str | Path | None = None
@@ -130,8 +124,7 @@ def build_backbone(
         weights: as `load_weights` takes them.
     Raises: ValueError for an unknown name, a width that is not positive, fewer than one class, or unfit weights.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
+    check_whole("num_classes", num_classes)
     if name in TABLE_1:
         network = Backbone(TABLE_1[name], num_classes=num_classes, width=width)
     elif isinstance(name, str) and name.startswith("torchvision/"):
@@ -184,10 +177,8 @@ def conv_bn(
     )
 
 
-def _channel_scaler(width: float):
-    if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
-        raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
-    return lambda channels: max(1, round(channels * width))
+def _scale(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
 
 
 def _initialise(network: nn.Module) -> None:

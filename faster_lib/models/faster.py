@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from faster_lib.models.aggregators import Aggregator, Pointwise
-from faster_lib.models.clips import ClipNetwork, check_clip_frames
+from faster_lib.models.clips import ClipNetwork, check_clip_frames, check_whole
 
 
 class Schedule(str):
@@ -31,15 +31,15 @@ class Schedule(str):
         Source: FASTER, Table 4; the place within a group is ours, the paper does not say.
         Raises: ValueError if groups of 1 + x do not fill `num_clips` exactly.
         """
-        _check_whole("num_clips", num_clips, least=1)
-        _check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
+        check_whole("num_clips", num_clips)
+        check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
         group = 1 + cheap_per_expensive
         if num_clips % group:
-            does_not_fit = (
-                f"1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips"
-            )
             fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
-            raise ValueError(f"ratio {does_not_fit}; choose one of {fitting}")
+            raise ValueError(
+                f"ratio 1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips; "
+                f"choose one of {fitting}"
+            )
         return cls(("E" + "C" * cheap_per_expensive) * (num_clips // group))
 
     @classmethod
@@ -66,9 +66,8 @@ class StreamState(NamedTuple):
 class Faster(nn.Module):
     """Classify a video from its clips.
 
-    Where the networks' feature maps differ, the cheap one's is brought to the expensive one's l x h x w by adaptive
-    average pooling, which repeats where the map is coarser, then scaled, then brought to its channels by a learned
-    1x1x1 convolution, `projection`. That is ours; the paper's maps agree.
+    A cheap map that differs from the expensive one is brought to its l x h x w by adaptive average pooling (repeated
+    where it is coarser), scaled, and brought to its channels by `projection`. That is ours; the paper's maps agree.
 
     Shape: (B, N, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; N at most the schedule's length
     Args:
@@ -94,19 +93,24 @@ class Faster(nn.Module):
         super().__init__()
         self.expensive, self.cheap, self.aggregator = expensive, cheap, aggregator
         self.schedule = Schedule(schedule)
-        _check_whole("num_classes", num_classes, least=1)
+        check_whole("num_classes", num_classes)
         if len(feature_scales) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in feature_scales):
             raise ValueError(f"feature_scales is {feature_scales}; it must be two positive numbers")
         self.register_buffer("feature_scales", torch.tensor(feature_scales))
+        self.projection, self.classifier = None, None
         if aggregator.aggregates_scores:
-            self._check_classes(num_classes)
-            self.projection, self.classifier = None, None
-        else:
-            if expensive.channels != aggregator.channels:
-                sizes = f"{expensive.channels} of the expensive network, {aggregator.channels} of the aggregator"
-                raise ValueError(f"channels differ: {sizes}")
-            self.projection = build_projection(cheap.channels, expensive.channels)
-            self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
+            classes = [network.classifier.out_features for network in (expensive, cheap)]
+            if classes != [num_classes] * 2:
+                of = f"{classes[0]} of the expensive network, {classes[1]} of the cheap one, {num_classes} asked for"
+                raise ValueError(f"classes differ: {of}")
+            return
+        if expensive.channels != aggregator.channels:
+            of = f"{expensive.channels} of the expensive network, {aggregator.channels} of the aggregator"
+            raise ValueError(f"channels differ: {of}")
+        if cheap.channels != expensive.channels:
+            self.projection = Pointwise(cheap.channels, expensive.channels)
+            nn.init.normal_(self.projection.weight, std=cheap.channels**-0.5)  # a mean square of 1 stays so, on average
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Look at all expensive clips in one call and at all cheap ones in another, then aggregate them in order."""
@@ -114,7 +118,15 @@ class Faster(nn.Module):
             raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, N, 3, L, H, W)")
         check_clip_frames(int(clips.shape[3]))  # a whole number also while a tracer watches
         self._check_num_clips(clips.shape[1])
-        return self._classify(self._aggregate(self._look_at_all(clips)))
+        schedule, maps = self.schedule[: clips.shape[1]], {}
+        for letter in sorted(set(schedule)):
+            places, chosen = [t for t, other in enumerate(schedule) if other == letter], clips
+            if len(places) < len(schedule):
+                chosen = clips.movedim(2, -1)[:, places].movedim(-1, 2)  # colours stay last in memory
+            found = self._look(chosen.flatten(0, 1), letter == "E").unflatten(0, (len(clips), len(places)))
+            maps |= zip(places, found.unbind(1), strict=True)
+        size = self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
+        return self._classify(self._aggregate(self._arrange([maps[t] for t in range(len(schedule))], size)))
 
     def step(self, clip: torch.Tensor, state: StreamState | None = None) -> tuple[StreamState, torch.Tensor]:
         """Take in one more clip and classify the video so far.
@@ -125,7 +137,8 @@ class Faster(nn.Module):
         seen, memory = (0, None) if state is None else state
         self._check_num_clips(seen + 1)
         is_expensive = self.schedule.is_expensive[seen]
-        feature = self._prepare(self._look(clip, is_expensive), is_expensive, self._size_of(clip))
+        size = self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
+        feature = self._prepare(self._look(clip, is_expensive), is_expensive, size)
         state = StreamState(seen + 1, self._aggregate(feature[None], memory))
         return state, self._classify(state.memory)
 
@@ -151,23 +164,8 @@ class Faster(nn.Module):
             raise ValueError(f"{len(maps)} clips of {self.schedule!r} hold no expensive map, to whose size they come")
         return self._classify(self._aggregate(self._arrange(maps, sizes.get("E", maps[0].shape[2:]))))
 
-    def _look_at_all(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the aggregator's x_t of all clips: (B, N, 3, L, H, W) -> (N, B, ...)."""
-        schedule = self.schedule.is_expensive[: clips.shape[1]]
-        maps = {}
-        for is_expensive in sorted(set(schedule)):
-            places = [t for t, other in enumerate(schedule) if other == is_expensive]
-            chosen = clips if len(places) == len(schedule) else _take(clips, places)
-            found = self._look(chosen.flatten(0, 1), is_expensive)
-            maps |= zip(places, found.unflatten(0, (len(clips), len(places))).unbind(1), strict=True)
-        return self._arrange([maps[t] for t in range(len(schedule))], self._size_of(clips))
-
     def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
         return (self.expensive if is_expensive else self.cheap).features(clips)
-
-    def _size_of(self, clips: torch.Tensor) -> tuple[int, int, int]:
-        """Give the (l, h, w) that the aggregator gets."""
-        return self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
 
     def _arrange(self, maps: Sequence[torch.Tensor], size: tuple[int, int, int]) -> torch.Tensor:
         """Put the maps of a video's clips one after the other, as the aggregator likes them: (N, B, ...)."""
@@ -201,28 +199,3 @@ class Faster(nn.Module):
         most = len(self.schedule)
         if not 1 <= num_clips <= most:
             raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")
-
-    def _check_classes(self, wanted: int) -> None:
-        expensive, cheap = (network.classifier.out_features for network in (self.expensive, self.cheap))
-        if not expensive == cheap == wanted:
-            classes = f"{expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
-            raise ValueError(f"classes differ: {classes}")
-
-
-def build_projection(cheap_channels: int, channels: int) -> Pointwise | None:
-    """Build the convolution from the cheap network's channels to the expensive one's; None where they are as many."""
-    if cheap_channels == channels:
-        return None
-    projection = Pointwise(cheap_channels, channels)
-    nn.init.normal_(projection.weight, std=cheap_channels**-0.5)  # features of a mean square of 1 keep it, on average
-    return projection
-
-
-def _take(clips: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """Copy some clips of (B, N, 3, L, H, W), with the colours last in memory if they are so."""
-    return clips.movedim(2, -1)[:, places].movedim(-1, 2)
-
-
-def _check_whole(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")

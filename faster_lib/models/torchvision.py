@@ -1,4 +1,4 @@
-"""torchvision's video classifiers as clip networks, with the clip size and normalisation that their weights need."""
+"""torchvision's video classifiers as clip networks, with the clip size that their weights need."""
 
 from collections import OrderedDict
 
@@ -6,28 +6,19 @@ import torch
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from faster_lib.models.clips import PIXEL_MEAN, PIXEL_STD, ClipNetwork, as_input, check_clips
+from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 
 PREFIX = "torchvision/"
-
-
 # By how much a network reduces (time, space). Source: torchvision's code, tested against the maps themselves.
 TORCHVISION = {"r2plus1d_18": (8, 16), "r3d_18": (8, 16), "mc3_18": (1, 16), "s3d": (8, 32)}
 # Why torchvision's other video classifiers cannot serve, by the beginning of their names.
 _REFUSED = {
-    "mvit_": "it classifies a token beside the feature map, so that a pooled map has no classifier, it takes 16 frames "
-    "alone, and its weights need another normalisation",
-    "swin3d_": "its weights need another normalisation, and its attention multiplies features by features, which the "
-    "paper's counts of convolutions and fully-connected layers have no place for",
+    "mvit_": "it classifies a token beside the feature map, takes 16 frames alone, and needs another normalisation",
+    "swin3d_": "its weights need another normalisation, and its products of features are no part of the paper's counts",
 }
-_RENAMED = {  # torchvision's names for the parts, and ours; the first that fits counts
-    "classifier.1.": "classifier.",  # s3d's
-    "features.": "trunk.",  # s3d's
-    "fc.": "classifier.",
-    "stem.": "trunk.stem.",
-    "layer": "trunk.layer",
-}
-_SAME_NORMALISATION = 1e-3  # of 1, the range of pixels: a quarter of a grey level, since ours is rounded
+# torchvision's names for the parts, and ours; the first that fits counts. The first two are s3d's.
+_RENAMED = {"classifier.1.": "classifier.", "features.": "trunk.", "fc.": "classifier."}
+_RENAMED |= {"stem.": "trunk.stem.", "layer": "trunk.layer"}
 
 
 class TorchvisionBackbone(ClipNetwork):
@@ -60,10 +51,8 @@ class TorchvisionBackbone(ClipNetwork):
     def features(self, clips: torch.Tensor) -> torch.Tensor:
         check_clips(clips)
         if clips.shape[2] < self.least_frames:
-            raise ValueError(
-                f"L is {int(clips.shape[2])}; {PREFIX}{self.name} takes a multiple of 8 of at least "
-                f"{self.least_frames} frames per clip"
-            )
+            takes = f"a multiple of 8 of at least {self.least_frames} frames per clip"
+            raise ValueError(f"L is {int(clips.shape[2])}; {PREFIX}{self.name} takes {takes}")
         return self.trunk(self._resize(as_input(clips)))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -71,7 +60,7 @@ class TorchvisionBackbone(ClipNetwork):
         return clip_size[0] // time, *[self.input_px // space] * 2  # whatever H and W are
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.pool(features).mean(dim=(-3, -2, -1)))
+        return super().classify(self.pool(features))
 
     def _resize(self, clips: torch.Tensor) -> torch.Tensor:
         size = (self.input_px, self.input_px)
@@ -91,8 +80,8 @@ def build_torchvision(name: str, num_classes: int, width: float) -> TorchvisionB
     short = name.removeprefix(PREFIX)
     if short not in TORCHVISION:
         known = ", ".join(PREFIX + known for known in TORCHVISION)
-        reasons = [reason for start, reason in _REFUSED.items() if short.startswith(start)]
-        why = f"cannot be a clip network here: {reasons[0]}" if reasons else "is unknown"
+        reason = next((reason for start, reason in _REFUSED.items() if short.startswith(start)), None)
+        why = f"cannot be a clip network here: {reason}" if reason else "is unknown"
         raise ValueError(f"network {name!r} {why}; choose one of {known}")
     if width != 1:
         raise ValueError(f"width is {width!r}; {name} has one width, write 1.0")
@@ -102,14 +91,12 @@ def build_torchvision(name: str, num_classes: int, width: float) -> TorchvisionB
 def fetch_weights(network: TorchvisionBackbone, weights: str) -> dict[str, torch.Tensor]:
     """Load published weights by torchvision's name for them, from its cache or the network, with their hash checked.
 
-    Raises: ValueError for an unknown name, or weights for clips of another size or normalisation.
+    Raises: ValueError for an unknown name, or weights for clips of another size.
     """
     known = get_model_weights(network.name).__members__
     if weights not in known:
-        raise ValueError(
-            f"weights is {weights!r}; for {PREFIX}{network.name} it must be one of {', '.join(known)}, "
-            "or a file ending in .safetensors, .pth or .pt"
-        )
+        choice = f"one of {', '.join(known)}, or a file ending in .safetensors, .pth or .pt"
+        raise ValueError(f"weights is {weights!r}; for {PREFIX}{network.name} it must be {choice}")
     if (crop_px := crop_px_of(known[weights])) != network.input_px:
         raise ValueError(f"weights {weights} need clips of {crop_px} px, not of {network.input_px} px")
     return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -126,19 +113,8 @@ def rename_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def crop_px_of(weights: WeightsEnum) -> int:
-    """Give the side of the clips that weights need.
-
-    Raises: ValueError if they need another normalisation than `clips.normalise`.
-    """
-    transforms = weights.transforms()
-    ours = [value / 255 for value in (*PIXEL_MEAN, *PIXEL_STD)]
-    needed = [*transforms.mean, *transforms.std]
-    if max(abs(one - other) for one, other in zip(ours, needed, strict=True)) > _SAME_NORMALISATION:
-        raise ValueError(
-            f"{weights} needs pixels with mean {transforms.mean} and deviation {transforms.std}; "
-            f"clips come with {ours[:3]} and {ours[3:]}"
-        )
-    return transforms.crop_size[0]
+    """Give the side of the clips that weights need."""
+    return weights.transforms().crop_size[0]
 
 
 def build_s3d(num_classes: int = 400) -> nn.Module:

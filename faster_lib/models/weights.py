@@ -4,7 +4,6 @@ import functools
 import logging
 import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +80,7 @@ def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: st
         ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in faults.items() if keys)
+        firsts = {kind: ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3) for kind, keys in faults.items()}
+        listed = "; ".join(f"{len(keys)} {kind}: {firsts[kind]}" for kind, keys in faults.items() if keys)
         raise ValueError(f"{source} does not fit the network: {listed}")
     network.load_state_dict(weights, strict=False)  # of what may be missing, only the counters are
-
-
-def _first(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")
