@@ -58,7 +58,7 @@ def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tmp_path):
     runs = tmp_path / "runs"
     killed = start(runs, *TWO_CELLS)
     end = time.monotonic() + SECONDS
-    while not any(path.parent.parent.name == "features" for path in records(runs)):
+    while not any(path.parent.parent.name == "networks" for path in records(runs)):
         assert killed.poll() is None and time.monotonic() < end, killed.stdout.read()
         time.sleep(0.1)
     os.killpg(killed.pid, signal.SIGKILL)
