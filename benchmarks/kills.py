@@ -79,7 +79,7 @@ def run_pipeline(profile: Profile, runs: Path, enter: Callable[[str], None]) -> 
     annotate(splits, root)
     data = profile.data.model_copy(update={"source": "annotated", "root": str(root)})
     profile = profile.model_copy(update={"data": data, "scene": None})
-    index_videos(profile, workers=profile.loading.workers, runs=runs)
+    index_videos(profile, runs=runs)
     enter("stage_1")
     names = (profile.networks.expensive, profile.networks.cheap)
     networks = [train_backbone(profile, name, L, runs=runs, may_be_shipped=False) for name in names]
