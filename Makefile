@@ -4,6 +4,11 @@ PYTHON ?= python3
 L ?= 16
 PROFILE ?= tiny
 OUT ?= out.ipynb
+EXECUTOR ?= local
+SWEEP ?=
+
+# Threads of OpenMP that wait spin for a moment, as small layers need, then sleep, so that decoding threads get the cores.
+export GOMP_SPINCOUNT ?= 3000
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -11,11 +16,11 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce scan dry-run test bench retrain sweep status lint format notebooks report constraints clean distclean
+.PHONY: help venv reproduce index test bench retrain sweep status lint format notebooks docs constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, scan, dry-run, retrain and sweep; OUT=$(OUT) for reproduce'
+	@echo 'Variables: PYTHON=$(PYTHON) for venv; L=$(L) PROFILE=$(PROFILE) for reproduce, index, retrain and sweep; OUT=$(OUT) for reproduce; EXECUTOR=$(EXECUTOR) (or slurm) and SWEEP for sweep'
 
 venv: $(STAMP)  ## make .venv with $PYTHON and install the kit into it
 
@@ -31,11 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into $OUT
 	TQDM_MININTERVAL=10 $(BIN)/papermill --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
 
-scan: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
-	$(BIN)/python -m faster_lib.data.scan --profile $(PROFILE)
-
-dry-run: $(STAMP)  ## run every stage of $PROFILE once at $L on generated videos, and estimate the whole
-	$(BIN)/python -m faster_lib.dryrun --profile $(PROFILE) -L $(L)
+index: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
+	$(BIN)/python -m faster_lib.data.index --profile $(PROFILE)
 
 # The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
@@ -54,17 +56,18 @@ bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchm
 	$(BIN)/python benchmarks/growth.py benchmarks/results/growth.csv benchmarks/results/growth.png
 	$(BIN)/python benchmarks/draw.py benchmarks/results
 
-# As many jobs at a time as there are GPUs, or else cores; what is there is not made again. More by -m faster_lib.sweep --help.
-sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side (SLURM: docs/cluster.md)
-	TQDM_MININTERVAL=10 $(BIN)/python -m faster_lib.sweep --profile $(PROFILE)
+# Snakemake makes what is missing. SWEEP adds to its options and configuration: SWEEP='seeds=0 --dry-run'.
+sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side, by $EXECUTOR (docs/cluster.md)
+	@$(BIN)/python -c 'import snakemake' 2> /dev/null || $(BIN)/pip install -c constraints.txt -e ".[sweep]"
+	TQDM_MININTERVAL=10 $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/$(EXECUTOR) --config profile=$(PROFILE) $(SWEEP)
 
-status: $(STAMP)  ## list what is in runs/: from which parameters, how far, how large (-m faster_lib.status deletes too)
-	@$(BIN)/python -m faster_lib.status
+status: $(STAMP)  ## list what is in runs/: state, size, and when it was finished
+	@$(BIN)/python workflow/status.py
 
 # Each network is trained by the command that the manifest will name, two at a time with one thread each. An
 # interrupted run goes on; for a run from nothing, remove runs/retrain first.
 retrain: $(STAMP)  ## train the shipped networks of $PROFILE again, compare, and replace params/weights
-	$(BIN)/python -m faster_lib.shipping --profile $(PROFILE)
+	$(BIN)/python workflow/ship.py --profile $(PROFILE)
 
 lint: $(STAMP)  ## check style and format of modules, tests and notebooks
 	$(BIN)/ruff check
@@ -86,8 +89,12 @@ notebooks: $(STAMP)  ## re-run all notebooks in place, in order, at their defaul
 	    $(NOTEBOOKS)
 	@! grep -nF -e '$(CURDIR)/' -e '/site-packages/' -e '/ipykernel_' $(NOTEBOOKS)
 
-report: $(STAMP)  ## build one site out of the notebooks as committed, into runs/report/
-	$(BIN)/python -m faster_lib.site
+# Without network and without running anything. A link that leads nowhere and a page that no list holds fail the target.
+docs: $(STAMP)  ## build the site out of the notebooks as committed, docs/ and the docstrings, into runs/docs/
+	@$(BIN)/python -c 'import sphinx, myst_nb, furo' 2> /dev/null || $(BIN)/pip install -c constraints.txt -e ".[docs]"
+	@rm -rf docs/api
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . runs/docs
+	@echo Open runs/docs/index.html
 
 constraints: $(STAMP)  ## write the versions installed in .venv to constraints.txt
 	$(BIN)/pip freeze --exclude-editable > .venv/freeze.txt
@@ -97,7 +104,7 @@ constraints: $(STAMP)  ## write the versions installed in .venv to constraints.t
 	@touch $(STAMP)
 
 clean:  ## remove executed copies and caches; runs/ stays
-	rm -rf out*.ipynb .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf out*.ipynb docs/api .snakemake .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune -o \
 	    -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 

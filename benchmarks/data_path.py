@@ -24,13 +24,23 @@ import torch
 from side_by_side import KIT, Peer, Speed, contend, write_table
 from torchvision.transforms.v2 import functional as F
 
-from faster_lib.data import sampling
-from faster_lib.data.datasets import EpochDraws, RandomClips, VideoClips, VideoList, generator_for
-from faster_lib.data.loading import decode, load_batches
+from faster_lib.data.datasets import (
+    EpochDraws,
+    RandomClips,
+    Video,
+    VideoClips,
+    VideoList,
+    clip_frame_indices,
+    decode,
+    generator_for,
+    load_batches,
+    random_clip_start,
+    uniform_clip_starts,
+)
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
 from faster_lib.profiles import load_profile
-from faster_lib.training.feature_maps import one_thread
+from faster_lib.training.loop import limited_threads
 
 PART = "data path"
 VIDEOS, HEIGHT_PX, WIDTH_PX, FPS = 24, 256, 340, 30  # copies of Kinetics are kept with a short side of 256
@@ -62,15 +72,15 @@ class Pattern(NamedTuple):
 
     def jobs(self, share: int = 1) -> Iterator[Job]:
         """Give each visit's clips, drawn as the kit draws them."""
-        for epoch, video in self.draws(share):
-            frames, generator = self.videos.frames[video], None
+        for epoch, number in self.draws(share):
+            video, generator = self.videos.videos[number], None
             if self.is_random:
-                generator = generator_for(SEED, epoch, video)
-                starts = [sampling.random_clip_start(frames, L, generator)]
+                generator = generator_for(SEED, epoch, number)
+                starts = [random_clip_start(video.frames, L, generator)]
             else:
-                starts = sampling.uniform_clip_starts(frames, L, DATA.video_frames // L)
-            clips = [sampling.clip_frame_indices(start, L, frames) for start in starts]
-            yield self.videos.paths[video], clips, generator
+                starts = uniform_clip_starts(video.frames, L, DATA.video_frames // L)
+            clips = [clip_frame_indices(start, L, video.frames) for start in starts]
+            yield video.path, clips, generator
 
 
 def write_files(folder: Path) -> VideoList:
@@ -83,8 +93,7 @@ def write_files(folder: Path) -> VideoList:
         frames = np.stack([picture[t : t + HEIGHT_PX, s : s + WIDTH_PX] for t, s in zip(tops, lefts, strict=True)])
         content = encode_h264(frames, fps=FPS, crf=23, gop_frames=GOPS[number % len(GOPS)])
         (folder / f"{number}.mp4").write_bytes(content)
-    paths = tuple(folder / f"{number}.mp4" for number in range(VIDEOS))
-    return VideoList(paths, (0,) * VIDEOS, ("any",), tuple(lengths), (True,) * VIDEOS)
+    return VideoList(tuple(Video(folder / f"{n}.mp4", frames=length) for n, length in enumerate(lengths)), ("any",))
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
@@ -189,7 +198,7 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     if not pattern.is_random:
         clips = VideoClips(pattern.videos, DATA, clip_frames=L, num_clips=DATA.video_frames // L, views=0, seed=SEED)
         loaded = decode(clips, [video for _, video in pattern.draws()], workers)
-        return float(sum(views.shape[:2].numel() * L for views, _ in loaded))
+        return float(sum(item.clips.shape[:2].numel() * L for item in loaded))
     clips = RandomClips(pattern.videos, DATA, clip_frames=L, clips_per_video=1, seed=SEED)
     number = len(pattern.videos)
     draws = EpochDraws(
@@ -217,7 +226,7 @@ def contest(pattern: Pattern, workers: int, *, rounds: int) -> list[Speed]:
 
 def contests(rounds: int) -> Iterator[list[Speed]]:
     """Write the files, and time all patterns by no, one and two workers."""
-    with tempfile.TemporaryDirectory() as folder, one_thread():
+    with tempfile.TemporaryDirectory() as folder, limited_threads(1):
         videos = write_files(Path(folder))
         for name, visits in PATTERNS.items():
             for workers in (0, 1, 2):

@@ -53,7 +53,7 @@ def measure(changed: str, value: int, videos: VideoList) -> tuple[float, float]:
     """Give the seconds (the least of three) and the peak memory in MiB that were added by one call."""
     torch.manual_seed(0)
     if changed == "videos":
-        some = VideoList(videos.paths[:value], videos.targets[:value], videos.classes)
+        some = VideoList(videos.videos[:value], videos.classes)
         clips = VideoClips(some, load_profile("tiny").data, clip_frames=32, num_clips=8, views=0, seed=0)
         model = build(8)
 

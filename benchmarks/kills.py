@@ -21,19 +21,20 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import asdict
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import sklearn.metrics  # noqa: F401  here, since every start needs it
 import torch
-from safetensors import safe_open
 
-from faster_lib.data.scan import Scanned
-from faster_lib.data.sources import load_videos
+from faster_lib.data.datasets import VideoList
+from faster_lib.data.index import index_videos, load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile, load_profile
+from faster_lib.store import write_whole
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import train_backbone
@@ -43,22 +44,22 @@ log = logging.getLogger(__name__)
 L = 8
 CELLS = [("avg_pool", Schedule.ratio(8, 3)), *(("fast_gru", Schedule.ratio(8, ratio)) for ratio in (1, 3, 7))]
 SEEDS = (0, 1, 2)
-STAGES = {  # the folder of runs/ for what each makes
-    "generation": "imitations",
-    "scan": "index",
-    "stage_1": "backbones",
-    "extraction": "features",
-    "stage_2": "aggregators",
+MADE = "made"  # the profile whose generated videos are the real ones of the profile that is trained
+STAGES = {  # where below runs/ lies what each makes
+    "generation": f"{MADE}/videos",
+    "scan": "*/index*.csv",
+    "stage_1": "*/networks",
+    "extraction": "*/features",
+    "stage_2": "*/aggregators",
 }
 ALONE = 0.25  # the share of kills that hit the main process alone
-LATEST_SECONDS = 300.0  # for a start to end in, when nothing kills it
+LATEST_SECONDS = 1800.0  # for a start to end in, when nothing kills it
 Moments = dict[str, list[float]]  # of each stage of an undisturbed run: when its files changed, from its beginning
 
 
 def cut_down(profile: Profile, workers: int) -> Profile:
-    """Give the profile that is killed: few videos in a layout that is scanned, frequent checkpoints, small shards."""
+    """Give the profile that is killed: few videos, frequent checkpoints, small shards."""
     changed = {
-        "data": {"source": "ucf101", "fold": 1},
         "scene": {"videos": {"train": 32, "test": 16}},
         "backbone_training": {"split": "train", "iterations": 24, "checkpoint_iterations": 2},
         "loading": {"workers": workers, "shard_videos": 4},
@@ -70,9 +71,15 @@ def cut_down(profile: Profile, workers: int) -> Profile:
 def run_pipeline(profile: Profile, runs: Path, enter: Callable[[str], None]) -> None:
     """Run all five stages, each of which goes on from what is there, and write the table of measures."""
     torch.set_num_threads(1)
-    enter("generation")  # until the videos' record is there, then it is the scan
-    for split in ("train", "test"):
-        load_videos(profile, split, runs=runs)
+    enter("generation")
+    generated = profile.model_copy(update={"name": MADE})
+    splits = {split: load_videos(generated, split, runs=runs) for split in ("train", "test")}
+    enter("scan")
+    root = runs / MADE / "videos"
+    annotate(splits, root)
+    data = profile.data.model_copy(update={"source": "annotated", "root": str(root)})
+    profile = profile.model_copy(update={"data": data, "scene": None})
+    index_videos(profile, runs=runs)
     enter("stage_1")
     names = (profile.networks.expensive, profile.networks.cheap)
     networks = [train_backbone(profile, name, L, runs=runs, may_be_shipped=False) for name in names]
@@ -82,11 +89,19 @@ def run_pipeline(profile: Profile, runs: Path, enter: Callable[[str], None]) -> 
     enter("stage_2")
     table = measure_all(pair, CELLS, seeds=SEEDS, split="test")
     lines = [
-        {"aggregator": name, "schedule": str(schedule), **_without_times(run)}
+        {"aggregator": name, "schedule": str(schedule), **_without_times(asdict(run))}
         for (name, schedule), found in table.items()
         for run in found
     ]
     (runs / "table.json").write_text(json.dumps(lines, indent=1))
+
+
+def annotate(splits: Mapping[str, VideoList], root: Path) -> None:
+    """Write `annotations.csv`, by which generated videos are indexed as real ones."""
+    lines = ["path,label,split"]
+    for split, found in splits.items():
+        lines += [f"{v.path.relative_to(root)},{found.classes[v.target]},{split}" for v in found.videos]
+    write_whole(root / "annotations.csv", "\n".join(lines).encode())
 
 
 class Start(NamedTuple):
@@ -95,12 +110,10 @@ class Start(NamedTuple):
     pid: int
     place: mmap.mmap  # one byte, shared: the number of the stage, or 255
 
-    def stage(self, runs: Path) -> str | None:
-        """Say which stage it is in; None before the first."""
-        number = self.place[0]
-        if number == 0 and any((runs / "imitations").glob("*/record.json")):
-            return "scan"
-        return None if number == 255 else list(STAGES)[number]
+    @property
+    def stage(self) -> str | None:
+        """Which stage it is in; None before the first."""
+        return None if self.place[0] == 255 else list(STAGES)[self.place[0]]
 
 
 def start(profile: Profile, runs: Path, output: Path) -> Start:
@@ -150,11 +163,11 @@ def watch(
         if time.monotonic() > latest:
             end_group(running.pid)
             raise TimeoutError(f"a start did not end within {LATEST_SECONDS:.0f} s; it is in {stage}")
-        if (now := running.stage(runs)) != stage:
+        if (now := running.stage) != stage:
             stage, began, due, after = now, time.monotonic(), None, draw(now)
-            seen = look_at(runs / STAGES[stage])
+            seen = look_at(runs, stage)
         elif stage is not None:
-            before, seen = seen, look_at(runs / STAGES[stage])
+            before, seen = seen, look_at(runs, stage)
             changes = sum(before.get(path) != what for path, what in seen.items())
             moments[stage] += [time.monotonic() - began] * changes
         if after is not None and due is None and len(moments[stage]) >= after[0]:
@@ -172,11 +185,11 @@ def watch(
     return None, moments
 
 
-def look_at(folder: Path) -> dict[Path, Any]:
-    """Give time and size of every file below a folder, but for locks and for lists, which every start writes anew."""
+def look_at(runs: Path, stage: str | None) -> dict[Path, Any]:
+    """Give time and size of every file of a stage, but for locks."""
     found = {}
-    for path in folder.rglob("*"):
-        if path.suffix != ".lock" and ".txt" not in path.name:
+    for path in (path for top in runs.glob(STAGES.get(stage, "none")) for path in (top, *top.rglob("*"))):
+        if path.suffix != ".lock":
             try:
                 stat = path.stat()
             except FileNotFoundError:  # renamed meanwhile
@@ -202,33 +215,24 @@ def finished(runs: Path) -> dict[str, Any]:
     Raises: what reading a checkpoint or a record that is not whole raises.
     """
     found: dict[str, Any] = {}
-    for path in sorted(runs.glob("*/*/**/*")):
+    for path in sorted(runs.glob("*/*/*/**/*")):
         if path.is_dir() or path.suffix == ".partial":
             continue
-        entry = runs.joinpath(*path.relative_to(runs).parts[:2])
-        is_part = path.suffix == ".avi" or path.name.startswith("shard_")
-        if path.name.startswith("checkpoint"):
-            found.setdefault(f"{entry.name}: iteration", _iteration(path))
+        entry = runs.joinpath(*path.relative_to(runs).parts[:3])
+        is_part = path.suffix == ".mp4" or path.name.startswith("shard_")
+        if path.name == "checkpoint.pt":
+            state = torch.load(path, weights_only=True)
+            found.setdefault(f"{entry.name}: iteration", state["progress"]["iteration"])
         elif is_part or (entry / "record.json").is_file():
             found[str(path.relative_to(runs))] = (path.stat().st_mtime_ns, path.stat().st_size)
         if path.name == "record.json":
             json.loads(path.read_text())
-            if entry.parent.name == STAGES["stage_1"]:
+            if entry.parent.name == "networks":
                 found[f"{entry.name}: iteration"] = float("inf")
-    for table in runs.glob("index/*.csv"):
+    for table in runs.glob("*/index.scan.csv"):
         whole = table.read_bytes().rpartition(b"\n")[0].decode().splitlines()
         found |= {f"index: {line.split(',')[0]}": line for line in whole}
     return found
-
-
-def _iteration(checkpoint: Path) -> int:
-    """Read a whole checkpoint."""
-    if checkpoint.suffix == ".pt":
-        return torch.load(checkpoint, weights_only=True)["progress"]["iteration"]
-    with safe_open(checkpoint, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  no dict
-            file.get_tensor(name)
-        return json.loads(file.metadata()["state"])["progress"]["iteration"]
 
 
 def list_lost(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -245,15 +249,17 @@ def list_differences(reference: Path, runs: Path, *, is_whole: bool) -> dict[str
 
     Args:
         is_whole: whether all files must be there and no other; else those that are there are compared, but for
-            checkpoints and the index.
+            checkpoints and what a scan remembers.
     """
     wanted, found = _contents(reference), _contents(runs)
     names = set(wanted) ^ set(found) if is_whole else set()
-    names |= {n for n in set(wanted) & set(found) if wanted[n] != found[n] and (is_whole or not n.startswith("index"))}
-    folders = {folder: stage for stage, folder in STAGES.items()}
+    both = {name for name in set(wanted) & set(found) if wanted[name] != found[name]}
+    names |= both if is_whole else {name for name in both if not name.endswith("index.scan.csv")}
     by_stage = defaultdict(list)
     for name in sorted(names):
-        by_stage[folders.get(name.split("/")[0], "stage_2")].append(name)
+        path = PurePath(name)
+        is_of = (stage for stage, top in STAGES.items() if any(p.match(top) for p in (path, *path.parents)))
+        by_stage[next(is_of, "stage_2")].append(name)
     return by_stage
 
 
@@ -269,9 +275,8 @@ def _contents(runs: Path) -> dict[str, Any]:
         if path.name == "record.json":
             record = json.loads(content)
             content = [record["depends"], _without_times(record["measures"])]
-        elif path.parent.name == "index" and path.suffix == ".csv":
-            time_column = Scanned._fields.index("modified_ns")
-            content = [line[:time_column] + line[time_column + 1 :] for line in csv.reader(content.decode().split())]
+        elif path.name == "index.scan.csv":  # in the order in which files were read
+            content = sorted(line[:1] + line[2:] for line in csv.reader(content.decode().splitlines()))
         found[str(path.relative_to(runs))] = content
     return found
 
@@ -317,7 +322,10 @@ class Trial:
         What comes before the first stage with kills is taken over from the undisturbed run.
         """
         for stage in itertools.takewhile(lambda stage: stage not in self.quota, STAGES):
-            shutil.copytree(self.reference / STAGES[stage], self.runs / STAGES[stage])
+            for top in self.reference.glob(STAGES[stage]):
+                target = self.runs / top.relative_to(self.reference)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if top.is_dir() else shutil.copy2)(top, target)
         known: dict[str, Any] = {}
         lingering = None  # the start whose main process alone was killed before
         while True:

@@ -15,8 +15,8 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from faster_lib.memory import keep_freed_memory
-from faster_lib.store import circumstances
+from faster_lib.inference import keep_freed_memory
+from faster_lib.provenance import circumstances
 
 log = logging.getLogger(__name__)
 KIT, LIMIT = "the kit", "matrix product"

@@ -26,18 +26,17 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.data.datasets import EpochDraws, RandomClips
-from faster_lib.data.loading import load_batches
-from faster_lib.data.sources import load_videos
+from faster_lib.data.datasets import EpochDraws, RandomClips, count_cores, load_batches
+from faster_lib.data.index import load_videos
 from faster_lib.flops import count_macs, step_macs
-from faster_lib.jobs import count_cores
+from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
-from faster_lib.training.feature_maps import compute_features, freeze, limited_threads
-from faster_lib.training.features import FeaturePair
+from faster_lib.training.features import FeaturePair, compute_features, freeze
+from faster_lib.training.loop import limited_threads
 from faster_lib.training.stage1 import count_batch_videos, train_backbone
 
 L = 16
@@ -57,13 +56,14 @@ class PlainClips(Dataset):
     def __getitem__(self, index):
         import decord  # here: loaded before torch, it ends the process at the first training step
 
-        reader = decord.VideoReader(str(self.videos.paths[index]), num_threads=1)
+        video = self.videos.videos[index]
+        reader = decord.VideoReader(str(video.path), num_threads=1)
         if self.num_clips is None:
             starts = [int(torch.randint(len(reader) - L, (1,)))]
         else:
             starts = [round(t * (len(reader) - L) / (self.num_clips - 1)) for t in range(self.num_clips)]
         clips = [self.prepare(reader.get_batch(range(start, start + L)).asnumpy()) for start in starts]
-        return torch.stack(clips), self.videos.targets[index]
+        return torch.stack(clips), video.target
 
     def prepare(self, frames):
         x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
@@ -99,7 +99,7 @@ def our_training(profile, name: str, iterations: int, runs: Path):
     settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": time.time_ns() % 2**31})
     changed = profile.model_copy(update={"backbone_training": settings})
     trained = train_backbone(changed, name, L, runs=runs, may_be_shipped=False)
-    waits = waited_share(max((runs / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
+    waits = waited_share(max((runs / profile.name / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
     return trained, count_batch_videos(settings, L) * iterations / trained.seconds, waits
 
 
@@ -124,41 +124,23 @@ def plain_extraction(profile, videos, networks, workers: int, num_clips: int) ->
 
 
 def our_extraction(profile, networks, runs: Path, videos: int) -> float:
-    """Compute the same feature maps by the kit, in a folder of results that lacks them."""
+    """Compute the same feature maps by the kit, which has none of these networks yet."""
     pair = FeaturePair(profile, *networks, runs=runs)
     start = time.perf_counter()
     pair.prepare("test")
     return 2 * videos * pair.num_clips / (time.perf_counter() - start)
 
 
-def launch(processes: int, profile, runs: Path, *arguments: str) -> None:
-    """Run the training command with a profile of no file, in so many processes of one thread each."""
-    program = runs.with_suffix(".py")
-    program.write_text(
-        "from faster_lib import training\nfrom faster_lib.profiles import Profile\n"
+def launch(profile, runs: Path, *arguments: str) -> None:
+    """Run the training command with a profile of no file, in a process of one thread."""
+    program = (
+        "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as training\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
-        "training.load_profile = lambda name: profile\ntraining.main()\n",
-        encoding="utf-8",
+        "training.load_profile = lambda name: profile\ntraining.main()\n"
     )
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "FASTER_RUNS": str(runs)}
-    subprocess.run(
-        [*start, str(program), "--profile", "any", *arguments], check=True, capture_output=True, env=environment
-    )
-
-
-def by_processes(number: int, iterations: int, folder: Path, profile) -> float:
-    """Train R(2+1)D-50 in so many processes of one thread each; give clips per second."""
-    settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": number})
-    loading = profile.loading.model_copy(update={"workers": 1})
-    changed = profile.model_copy(update={"backbone_training": settings, "loading": loading})
-    runs = folder / f"by_{number}"
-    runs.mkdir(exist_ok=True)
-    (runs / "videos").symlink_to(folder / "videos")
-    launch(number, changed, runs, "--backbone", NETWORKS[0], "-L", str(L), "--anew", str(runs))
-    (record,) = runs.glob("backbones/*/record.json")
-    seconds = json.loads(record.read_text())["measures"]["training_seconds"]
-    return count_batch_videos(settings, L) * iterations / seconds
+    command = [sys.executable, "-c", program, "--profile", "any", *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
 
 
 def peaks(train: int, folder: Path) -> dict[str, float]:
@@ -167,11 +149,11 @@ def peaks(train: int, folder: Path) -> dict[str, float]:
     scene = smoke.scene.model_copy(update={"videos": {"train": train, "test": train // 2}})
     runs = folder / f"of_{train}"
     runs.mkdir()
-    launch(1, smoke.model_copy(update={"scene": scene}), runs, "--stage", "aggregator", "-L", "8")
+    launch(smoke.model_copy(update={"scene": scene}), runs, "--stage", "aggregator", "-L", "8")
     found: dict[str, float] = {}
-    for path in runs.glob("*/*/record.json"):
+    for path in runs.glob("*/*/*/record.json"):
         record = json.loads(path.read_text())
-        found[path.parts[-3]] = max(found.get(path.parts[-3], 0.0), max(record["peak_mib"].values()))
+        found[path.parts[-3]] = max(found.get(path.parts[-3], 0.0), record["peak_mib"])
     return found
 
 
@@ -179,7 +161,7 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     """Alternate everything for some rounds; give all figures by name."""
     found: dict[str, list[float]] = {}
     videos, test = (load_videos(profile, split, runs=folder) for split in ("stage1", "test"))
-    for number in range(rounds):
+    for _ in range(rounds):
         networks = []
         for name in NETWORKS:
             trained, ours, waited = our_training(profile, name, iterations, folder)
@@ -190,10 +172,7 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
                 with allocator_as_found():
                     speed = plain_training(profile, videos, name, iterations, workers)
                 found.setdefault(f"train {name}, plain loop, {workers} workers", []).append(speed)
-        runs = folder / f"extract_{number}"
-        runs.mkdir()
-        (runs / "videos").symlink_to(folder / "videos")
-        found.setdefault("extract both, the kit", []).append(our_extraction(profile, networks, runs, len(test)))
+        found.setdefault("extract both, the kit", []).append(our_extraction(profile, networks, folder, len(test)))
         for workers in (0, 2):
             plain = [each.network for each in networks]
             clips = FeaturePair(profile, *networks).num_clips
@@ -203,8 +182,6 @@ def measure(profile, folder: Path, iterations: int, rounds: int) -> dict[str, li
     for train in (64, 640):
         for kind, peak in peaks(train, folder).items():
             found[f"peak memory (MiB), {kind}, {train} training videos"] = [peak]
-    for processes in (1, 2):
-        found[f"train {NETWORKS[0]}, {processes} process(es)"] = [by_processes(processes, iterations, folder, profile)]
     return found
 
 
@@ -253,8 +230,9 @@ def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batc
     """Time both passes of FAST-GRU and a classifier on stored maps, by the kit and as the equations are written."""
     networks = [build_backbone(name, 16, channels / 2048) for name in NETWORKS]
     schedule = Schedule.ratio(num_clips, 1)
-    model = Faster(*networks, build_aggregator("fast_gru", channels), schedule, 16)
+    model = Faster(*networks, fast_form(build_aggregator("fast_gru", channels)), schedule, 16)
     maps, targets = torch.randn(2, batch, num_clips, channels, *size), torch.arange(batch) % 16
+    chosen = [maps[0 if is_expensive else 1][:, t] for t, is_expensive in enumerate(schedule.is_expensive)]
     gmacs = 3 * batch * (num_clips - 1) * step_macs(model.aggregator, size) / 1e9
 
     def plain() -> torch.Tensor:
@@ -265,7 +243,7 @@ def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batc
         model.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(scores(), targets).backward()
 
-    calls = {KIT: lambda: step(lambda: model.from_features(*maps)), "plain convolutions": Peer(lambda: step(plain))}
+    calls = {KIT: lambda: step(lambda: model.from_features(chosen)), "plain convolutions": Peer(lambda: step(plain))}
     contest = f"step of stage 2, FAST-GRU, {channels} channels, N = {num_clips}, {batch} videos"
     return contend("training", contest, gmacs, "GMAC/s", calls | {LIMIT: matrix_product()}, rounds=5)
 
@@ -275,10 +253,10 @@ def extraction(num_clips: int) -> list[Speed]:
     """Time the feature maps of one decoded video at the paper's size by both networks: compiled, not, and plainly."""
     plain = [build_backbone(name, 400).eval() for name in NETWORKS]
     views = torch.randint(256, (1, num_clips, 3, 8, 224, 224), dtype=torch.uint8)
-    frozen = {
-        who: [freeze(network, torch.device("cpu"), is_compiled=is_compiled) for network in plain]
-        for who, is_compiled in ((KIT, True), ("the kit, loading.compiled: false", False))
-    }
+    profile, frozen = load_profile("kinetics400"), {}
+    for who, is_compiled in ((KIT, True), ("the kit, loading.compiled: false", False)):
+        loading = profile.loading.model_copy(update={"compiled": is_compiled})
+        frozen[who] = [freeze(network, profile.model_copy(update={"loading": loading})) for network in plain]
     calls = {who: lambda networks=networks: compute_features(networks, views, "no") for who, networks in frozen.items()}
     calls[PLAIN] = Peer(lambda: [network.features(normalise(views[0])) for network in plain])
     gmacs = num_clips * sum(count_macs(network, torch.randn(1, 3, 8, 224, 224)) for network in plain) / 1e9
@@ -292,7 +270,7 @@ def as_speeds(found: dict[str, list[float]]) -> list[Speed]:
     for name, values in found.items():
         contest, _, who = name.partition(", ")
         unit = next((u for word, u in (("share", "of the time"), ("memory", "MiB")) if word in name), "clips/s")
-        is_alone = unit != "clips/s" or "process" in name
+        is_alone = unit != "clips/s"
         row = (name, KIT) if is_alone else (contest, who)
         speeds.append(Speed("training", *row, unit, tuple(values)))
     return speeds

@@ -17,7 +17,7 @@ import torch
 from networks import PLAIN
 from side_by_side import KIT, Peer, Speed, contend, write_table
 
-from faster_lib.data.datasets import VideoClips, VideoList
+from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import prepare_for_inference, score_videos
@@ -37,7 +37,7 @@ def write_videos(folder: Path, number: int) -> VideoList:
         frames = [np.stack([x + 3 * t, y + 2 * t + 9 * video, x + y - t], -1) % 256 for t in range(FRAMES)]
         paths.append(folder / f"{video}.mp4")
         paths[-1].write_bytes(encode_h264(np.asarray(frames, dtype=np.uint8), fps=30, crf=23, gop_frames=12))
-    return VideoList(tuple(paths), (0,) * number, ("any",))
+    return VideoList(tuple(map(Video, paths)), ("any",))
 
 
 def score_all(model: Faster, clips: VideoClips, workers: int) -> None:

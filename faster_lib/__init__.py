@@ -1,30 +1,28 @@
 """FASTER recurrent networks for efficient video classification: models, counting and data for the notebooks."""
 
-import os
-import warnings
+import importlib
 
-# Threads that wait spin for a moment, as small layers need, then sleep, so that decoding processes get the cores.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read once, when torch is imported
-# Accelerate imports tqdm's notebook bars, which this project does not use, and they miss a package of widgets.
-warnings.filterwarnings("ignore", "IProgress not found")
+_MODULES = {  # each public name's; imported when the name is first asked for, so that the models need torch alone
+    "AGGREGATORS": "models.aggregators",
+    "TABLE_1": "models.backbones",
+    "Faster": "models.faster",
+    "Schedule": "models.faster",
+    "build_aggregator": "models.aggregators",
+    "build_backbone": "models.backbones",
+    "count_macs": "flops",
+    "load_profile": "profiles",
+    "prepare_for_inference": "inference",
+    "score_videos": "inference",
+    "video_gmacs": "flops",
+}
+__all__ = list(_MODULES)
 
-from faster_lib.flops import count_macs, video_gmacs
-from faster_lib.inference import prepare_for_inference, score_videos
-from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
-from faster_lib.models.backbones import TABLE_1, build_backbone
-from faster_lib.models.faster import Faster, Schedule
-from faster_lib.profiles import load_profile
 
-__all__ = [
-    "AGGREGATORS",
-    "TABLE_1",
-    "Faster",
-    "Schedule",
-    "build_aggregator",
-    "build_backbone",
-    "count_macs",
-    "load_profile",
-    "prepare_for_inference",
-    "score_videos",
-    "video_gmacs",
-]
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

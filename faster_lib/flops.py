@@ -6,7 +6,6 @@ cost is composed of its clips' costs, each network being counted once.
 
 import functools
 import itertools
-import logging
 import warnings
 
 import torch
@@ -16,10 +15,10 @@ with warnings.catch_warnings():  # importing it scripts two losses that nobody h
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
 
-from faster_lib.models.aggregators import Aggregator, build_aggregator
+from faster_lib.models.aggregators import Aggregator, Pointwise, build_aggregator
 from faster_lib.models.backbones import build_backbone
-from faster_lib.models.clips import check_clip_frames
-from faster_lib.models.faster import Schedule, build_projection
+from faster_lib.models.clips import check_clip_frames, check_whole
+from faster_lib.models.faster import Schedule
 
 # Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92
 # without batch norm and 120.58 with it.
@@ -38,7 +37,6 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
 
     Args:
         example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
-
     Raises: ValueError if the module runs an operator that can be neither counted nor taken as free, such as a whole
         `nn.LSTM`, which fvcore would silently count as 0.
     """
@@ -49,17 +47,17 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments)
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            count.set_op_handle(*(part for op in _NOT_IN_CONVENTION for part in (f"aten::{op}", _count_nothing)))
+            count.set_op_handle(
+                *(part for op in _NOT_IN_CONVENTION for part in (f"aten::{op}", lambda inputs, outputs: 0))
+            )
             total = count.total()
             uncounted = sorted(set(count.unsupported_ops()) - {f"aten::{op}" for op in _FREE.split()})
     finally:
         for part, is_training in modes:
             part.training = is_training
     if uncounted:
-        raise ValueError(
-            f"{type(module).__name__} runs {', '.join(uncounted)}, which cannot be counted; "
-            "build it from convolutions, linear layers and cells"
-        )
+        runs = f"{type(module).__name__} runs {', '.join(uncounted)}"
+        raise ValueError(f"{runs}, which cannot be counted; build it from convolutions, linear layers and cells")
     return int(total)
 
 
@@ -69,7 +67,7 @@ def video_gmacs(
     cheap: str | nn.Module,
     aggregator: str | Aggregator | None,
     schedule: Schedule | str,
-    L: int,  # the paper's letter
+    L: int,
     size_px: int = 224,
 ) -> float:
     """Compose the cost of one video, in 1e9 MACs: each clip's network, and N - 1 steps of the aggregator.
@@ -79,15 +77,12 @@ def video_gmacs(
     Args:
         expensive, cheap: a network, or a name of `build_backbone` at the paper's size (400 classes).
         aggregator: likewise, at the channels of the expensive network; None or "avg_pool" costs nothing.
-        L: frames per clip.
-        size_px: height and width of the clips.
-
+        L, size_px: frames per clip, and their height and width.
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
-    return running_gmacs(
-        expensive=expensive, cheap=cheap, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px
-    )[-1]
+    networks = {"expensive": expensive, "cheap": cheap}
+    return running_gmacs(**networks, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px)[-1]
 
 
 def running_gmacs(
@@ -101,18 +96,17 @@ def running_gmacs(
 ) -> list[float]:
     """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
     check_clip_frames(L)
-    if isinstance(size_px, bool) or not isinstance(size_px, int) or size_px < 1:
-        raise ValueError(f"size_px is {size_px!r}; it must be a whole number of pixels, 224 in the paper")
-    schedule = Schedule(schedule)
-    networks = {"E": expensive, "C": cheap}
+    check_whole("size_px", size_px)
+    networks, schedule = {"E": expensive, "C": cheap}, Schedule(schedule)
     clip = {letter: _clip_macs(networks[letter], L, size_px) for letter in sorted(set(schedule))}
     step = 0
     if aggregator is not None:
-        reference = _built(expensive)
+        reference = _shaped(expensive)
         size = reference.feature_size((L, size_px, size_px))
-        step = _step_macs(aggregator, reference.channels, size)
-        if step and "C" in clip:  # averaging scores needs no maps of one size
-            clip["C"] += _projection_macs(_built(cheap).channels, reference.channels, size)
+        step = step_macs(_shaped(aggregator, reference.channels), size)
+        if step and "C" in clip and (channels := _shaped(cheap).channels) != reference.channels:
+            projection = Pointwise(channels, reference.channels)  # averaging scores needs no maps of one form
+            clip["C"] += count_macs(projection, torch.zeros(1, channels, *size))
     spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
     return [total / 1e9 for total in spent]
 
@@ -121,16 +115,12 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     """Count one step of an aggregator on feature maps of l, h, w; averaging scores costs nothing."""
     if aggregator.aggregates_scores:
         return 0
-    feature = torch.zeros(1, aggregator.channels, *feature_size)
-    return count_macs(_Step(aggregator), (feature,))
+    device = next(aggregator.parameters()).device
+    return count_macs(_Step(aggregator), torch.zeros(1, aggregator.channels, *feature_size, device=device))
 
 
 class _Step(nn.Module):
-    """One step from a state made of the same feature, so that a state of any form is made inside.
-
-    Shape: (1, C, l, h, w) -> (1, C)
-    Source: ours, for counting.
-    """
+    """One step from a state made of the same feature, so that a state of any form is made inside."""
 
     def __init__(self, aggregator: Aggregator):
         super().__init__()
@@ -151,34 +141,8 @@ def _named_clip_macs(name: str, clip_frames: int, size_px: int) -> int:
     return _clip_macs(build_backbone(name), clip_frames, size_px)
 
 
-def _built(network: str | nn.Module) -> nn.Module:
-    return _named_shapes(network) if isinstance(network, str) else network
-
-
-@functools.cache
-def _named_shapes(name: str) -> nn.Module:
+def _shaped(part: str | nn.Module, *channels: int) -> nn.Module:
+    if not isinstance(part, str):
+        return part
     with torch.device("meta"):  # shapes without numbers
-        return build_backbone(name)
-
-
-def _projection_macs(cheap_channels: int, channels: int, feature_size: tuple[int, int, int]) -> int:
-    projection = build_projection(cheap_channels, channels)
-    return 0 if projection is None else count_macs(projection, torch.zeros(1, cheap_channels, *feature_size))
-
-
-def _step_macs(aggregator: str | Aggregator, channels: int, feature_size: tuple[int, int, int]) -> int:
-    if isinstance(aggregator, str):
-        return _named_step_macs(aggregator, channels, feature_size)
-    return step_macs(aggregator, feature_size)
-
-
-@functools.cache
-def _named_step_macs(name: str, channels: int, feature_size: tuple[int, int, int]) -> int:
-    return step_macs(build_aggregator(name, channels), feature_size)
-
-
-def _count_nothing(inputs: list, outputs: list) -> int:
-    return 0
-
-
-logging.getLogger("fvcore").setLevel(logging.ERROR)  # it would warn of the operators that are checked here
+        return build_aggregator(part, *channels) if channels else build_backbone(part)

@@ -1,35 +1,36 @@
-"""Trained networks made ready for inference, and videos from file to score."""
+"""What computes the same as the readable models, faster: for trained networks, for aggregators, for videos in files."""
 
 import copy
+import ctypes
+import itertools
 import logging
+import os
+import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.data.datasets import VideoClips, stack_clips
-from faster_lib.data.loading import decode
-from faster_lib.memory import keep_freed_memory
-from faster_lib.models.aggregators import Aggregator
-from faster_lib.models.backbones import Backbone, fold_batch_norm
-from faster_lib.models.clips import as_input, check_clips
+from faster_lib.data.datasets import VideoClips, decode, stack_clips
+from faster_lib.models.aggregators import FASTGRU, GRU, LSTM, Aggregator, Concat, pool_globally
+from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 from faster_lib.models.faster import Faster
-from faster_lib.models.torchvision import TorchvisionBackbone
 
 log = logging.getLogger(__name__)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where CUDA is there without a GPU
 
 # How far a prepared network's outputs may be from the plain one's, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 # More clips a call gain nothing on a CPU, and each number of them is compiled anew; a GPU has more to fill.
 PIXELS_PER_CALL = {"cpu": 32 * 224 * 224, "cuda": 16 * 32 * 224 * 224}
 _MOST_FORMS = 64  # of input, for which one network is compiled
+_ALLOCATOR_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
 def prepare_for_inference(
-    model: Faster | Backbone | TorchvisionBackbone | Aggregator,
+    model: Faster | ClipNetwork | Aggregator,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -37,11 +38,9 @@ def prepare_for_inference(
 ) -> nn.Module:
     """Give a copy of a trained model that computes the same scores and feature maps faster, without gradients.
 
-    Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled by
-    torch.compile at their first call with each form of input, which takes seconds; on a CPU with frozen weights, which
-    brings them into the layout of its kernels. Outputs are float32, within `TOLERANCE` of the plain model's.
-    From then on this process keeps the memory that it frees (`keep_freed_memory`).
-    Where nothing can be compiled, as without a C++ compiler, a warning says so and the rest still holds.
+    Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled at their
+    first call with each form of input, which takes seconds. Where nothing can be compiled, a warning says why. Outputs
+    are float32, within `TOLERANCE` of the plain model's. From now on this process keeps the memory that it frees.
 
     Args:
         dtype: of the networks' weights and maps; torch.bfloat16 is for GPUs. Classifiers and aggregator keep float32,
@@ -52,74 +51,164 @@ def prepare_for_inference(
     if dtype not in TOLERANCE:
         raise ValueError(f"dtype is {dtype}; it must be torch.float32 or torch.bfloat16")
     keep_freed_memory()
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    return _prepare(model, dtype, is_compiled).to(device)
+    model, options = copy.deepcopy(model).eval().requires_grad_(False), {"dtype": dtype, "is_compiled": is_compiled}
+    if isinstance(model, Faster):
+        for name in ("expensive", "cheap", "aggregator"):
+            setattr(model, name, prepare_for_inference(getattr(model, name), **options))
+    elif isinstance(model, Aggregator):
+        model = model if model.aggregates_scores else PreparedAggregator(model, is_compiled=is_compiled)
+    elif isinstance(model, ClipNetwork) and not isinstance(model, PreparedBackbone):
+        model = PreparedBackbone(model, **options)
+    else:
+        kind = type(model).__name__
+        raise TypeError(f"a {kind} cannot be prepared; give a Faster, a network or an aggregator of this library")
+    return model.to(device)
 
 
-def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Module:
-    if isinstance(model, Backbone | TorchvisionBackbone):
-        return PreparedBackbone(model, dtype=dtype, is_compiled=is_compiled)
-    if isinstance(model, Aggregator):
-        return model if model.aggregates_scores else PreparedAggregator(model, is_compiled=is_compiled)
-    if not isinstance(model, Faster):
-        raise TypeError(
-            f"a {type(model).__name__} cannot be prepared; give a Faster, a network or an aggregator of this library"
-        )
-    for name in ("expensive", "cheap", "aggregator"):
-        setattr(model, name, _prepare(getattr(model, name), dtype, is_compiled))
-    return model
+def _without_gradients(method: Callable) -> Callable:  # in one mode, since another one compiles all again
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
-class PreparedBackbone(nn.Module):
-    """A clip network for inference; it stands in for the network that it was made from.
-
-    Many clips are computed in a few calls of fixed sizes, each of which is compiled once.
+class PreparedBackbone(ClipNetwork):
+    """A clip network for inference, in place of a plain one: many clips take a few calls of sizes compiled once.
 
     Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits
     Source: ours; the paper measures plain networks.
     """
 
-    def __init__(self, network: Backbone | TorchvisionBackbone, *, dtype: torch.dtype, is_compiled: bool):
+    def __init__(self, network: ClipNetwork, *, dtype: torch.dtype, is_compiled: bool):
         super().__init__()
         self.network = fold_batch_norm(network).to(dtype=dtype, memory_format=torch.channels_last_3d)
-        self.network.classifier = network.classifier
+        self.classifier = self.network.classifier = network.classifier
         self.channels, self.dtype = network.channels, dtype
         self._features = _Compiled(self.network.features, type(network).__name__, is_compiled)
 
-    @property
-    def classifier(self) -> nn.Module:
-        """The network's own classifier."""
-        return self.network.classifier
-
+    @_without_gradients
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the feature map x_t, as the plain network does."""
         check_clips(clips)
-        with _without_gradients():
-            sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
-            parts = clips.split(sizes) if sizes else [clips]
-            return torch.cat([self._features(self._lay_out(part)) for part in parts]).float()
-
-    def _lay_out(self, clips: torch.Tensor) -> torch.Tensor:
-        """Bring a part of the clips, which fits the cache, into the form that the compiled network takes."""
-        return as_input(clips).to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
+        parts = clips.split(sizes) if sizes else [clips]
+        last = torch.channels_last_3d
+        maps = [self._features(as_input(part).to(self.dtype).contiguous(memory_format=last)) for part in parts]
+        return torch.cat(maps).float()
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
         return self.network.feature_size(clip_size)
 
+    @_without_gradients
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool a feature map globally and score it."""
-        with _without_gradients():
-            return self.network.classify(features)
+        return self.network.classify(features)
 
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(clips))
+
+def fold_batch_norm(network: ClipNetwork) -> ClipNetwork:
+    """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
+
+    A batch norm stays where no convolution comes straight before it in the same sequence, as some of torchvision's do.
+    """
+    folded = copy.deepcopy(network).eval()
+    for part in folded.modules():
+        if isinstance(part, nn.Sequential):
+            for place, (first, second) in enumerate(itertools.pairwise(list(part))):
+                if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
+                    part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
+    return folded
+
+
+class _Fast(Aggregator):
+    """What fast forms share: `advance` projects (N, B, C, l, h, w) at once, then takes in one clip after the other."""
+
+    def step(self, feature: torch.Tensor, state: Any) -> Any:
+        return self.advance(feature[None], state)
+
+    def run(self, features: torch.Tensor, state: Any = None) -> Any:
+        self._check(features[0])
+        if state is None:
+            state, features = self.start(features[0]), features[1:]
+        return self.advance(features, state) if len(features) else state  # joining weights costs, even for no clip
+
+
+class _FastConcat(_Fast, Concat):
+    def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        for projected in self.U(features.flatten(0, 1)).unflatten(0, features.shape[:2]):
+            state = torch.relu(self.bn(self.W(state) + projected))
+        return state
+
+
+class _FastLSTM(_Fast, LSTM):
+    def advance(self, features: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        output, memory = state
+        for projected in F.linear(pool_globally(features), self.cell.weight_ih, self.cell.bias_ih):
+            gates = projected + F.linear(output, self.cell.weight_hh, self.cell.bias_hh)
+            i, f, g, o = gates.chunk(4, dim=1)  # torch's order
+            memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
+            output = torch.sigmoid(o) * torch.tanh(memory)
+        return output, memory
+
+
+class _FastGRU(_Fast, GRU):
+    def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        x, o = pool_globally(features), state
+        projected = zip(F.linear(x, *_side_by_side(self.G_rx, self.G_zx)), self.V_x(x), strict=True)
+        G_o, _ = _side_by_side(self.G_ro, self.G_zo)
+        for gates, candidate in projected:
+            r, z = torch.sigmoid(torch.addmm(gates, o, G_o.t())).chunk(2, dim=1)
+            candidate = torch.tanh(torch.addmm(candidate, r * o, self.V_o.weight.t()))
+            o = torch.addcmul(o, z, candidate - o)
+        return o
+
+
+class _FastFASTGRU(_Fast, FASTGRU):
+    def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        x, o = _rows(features.flatten(0, 1)), _rows(state)
+        size = (len(features), len(o))
+        gates_x = _multiply(x, *_side_by_side(self.U_rx, self.U_zx)).unflatten(0, size)
+        candidate_x = _multiply(x, self.V_x.weight.flatten(1), self.V_x.bias).unflatten(0, size)
+        U_o, _ = _side_by_side(self.U_ro, self.U_zo)
+        for gates, candidate in zip(gates_x, candidate_x, strict=True):
+            r, z = torch.relu(_multiply(o, U_o, gates)).chunk(2, dim=1)
+            r, z = (torch.sigmoid(_multiply(y, W.weight.flatten(1), W.bias)) for y, W in ((r, self.W_r), (z, self.W_z)))
+            candidate = torch.tanh(_multiply(r * o, self.V_o.weight.flatten(1), candidate))
+            o = torch.addcmul(o, z, candidate - o)
+        return o.view(len(state), *state.shape[2:], self.channels).movedim(-1, 1)
+
+
+_FAST_FORMS = {Concat: _FastConcat, LSTM: _FastLSTM, GRU: _FastGRU, FASTGRU: _FastFASTGRU}
+
+
+def fast_form(aggregator: Aggregator) -> Aggregator:
+    """Give an aggregator that computes the same to rounding, faster, with the very parameters of the given one.
+
+    Training either trains both. Averaging, and what is fast already, is copied as it is.
+    """
+    fast = copy.copy(aggregator)  # of the object alone: parameters, statistics and layers are shared
+    fast.__class__ = _FAST_FORMS.get(type(aggregator), type(aggregator))
+    return fast
+
+
+def _rows(maps: torch.Tensor) -> torch.Tensor:  # (B, C, l, h, w) -> (B * l * h * w, C)
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def _side_by_side(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Join layers of the same input into one: its weight (all outputs, inputs) and its bias, if they have any."""
+    weight = torch.cat([layer.weight.flatten(1) for layer in layers])
+    return weight, None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+
+
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """Multiply rows by a weight and add a bias or other rows: (R, inputs), (outputs, inputs) -> (R, outputs).
+
+    Compiled for a CPU it is a convolution, since that goes to oneDNN, faster than MKL on an AMD EPYC at paper size.
+    """
+    if not (rows.is_cpu and torch.compiler.is_compiling()):
+        return torch.addmm(added, rows, weight.t())
+    is_bias = added.ndim == 1
+    product = F.conv2d(rows.t()[None, ..., None], weight[..., None, None], added if is_bias else None)[0, ..., 0].t()
+    return product if is_bias else product + added
 
 
 class PreparedAggregator(Aggregator):
-    """An aggregator for inference, whose step is compiled; it stands in for the one that it was made from.
-
-    On a CPU the compiled step holds the projection of x_t, so that videos of any number of clips share it.
+    """An aggregator for inference, in place of a plain one; its step is compiled.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: ours.
@@ -127,36 +216,17 @@ class PreparedAggregator(Aggregator):
 
     def __init__(self, aggregator: Aggregator, *, is_compiled: bool):
         super().__init__(aggregator.channels)
-        self.aggregator = aggregator
-        self._step = _Compiled(self._project_and_advance, type(aggregator).__name__, is_compiled)
+        self.aggregator = fast_form(aggregator)
+        self.start, self.read = self.aggregator.start, self.aggregator.read
+        self.step = _Compiled(self.aggregator.step, type(aggregator).__name__, is_compiled)
 
-    def start(self, feature: torch.Tensor) -> Any:
-        return self.aggregator.start(feature)
-
-    def project(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (features,) if features.is_cpu else self.aggregator.project(features)
-
-    def advance(self, projected: tuple[torch.Tensor, ...], state: Any, joined: tuple[torch.Tensor, ...]) -> Any:
-        return self._step(projected, state)
-
+    @_without_gradients
     def run(self, features: torch.Tensor, state: Any = None) -> Any:
-        with _without_gradients():
-            return super().run(features, state)
-
-    def read(self, state: Any) -> torch.Tensor:
-        return self.aggregator.read(state)
-
-    def _project_and_advance(self, projected: tuple[torch.Tensor, ...], state: Any) -> Any:
-        if projected[0].is_cpu:
-            projected = self.aggregator.project(*projected)
-        return self.aggregator.advance(projected, state, self.aggregator.joined())  # joined once, while compiling
+        return super().run(features, state)
 
 
 class _Compiled:
-    """A method that is compiled at its first call with each form of input, and runs as it is where that fails.
-
-    A copy, or what comes out of a pickle, compiles anew.
-    """
+    """A method that is compiled at its first call with each form of input, and runs as it is where that fails."""
 
     def __init__(self, method: Callable, name: str, is_compiled: bool):
         self.method, self.name = method, name
@@ -165,34 +235,27 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
             return self.method(*arguments)
-        from torch._dynamo import config as dynamo  # here, since they take a second and most runs compile nothing
+        from torch._dynamo import config as dynamo  # here, since it takes a second and most compile nothing
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor import config as inductor
 
-        is_cpu = next(self.method.__self__.parameters()).device.type == "cpu"
+        warner = logging.getLogger("torch.utils.cpp_extension")  # to which CUDA without a GPU is a reason to warn
+        level, is_frozen = warner.level, next(self.method.__self__.parameters()).is_cpu
+        warner.setLevel(logging.ERROR)
         try:
-            with inductor.patch(freezing=is_cpu), dynamo.patch(recompile_limit=_MOST_FORMS):
+            with inductor.patch(freezing=is_frozen), dynamo.patch(recompile_limit=_MOST_FORMS):
                 return self.compiled(*arguments)
         except TorchDynamoException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning(
-                "%s cannot be compiled (%s); it runs uncompiled, at about half the speed. torch.compile needs a C++ "
-                "compiler, such as g++, on a CPU, and triton on a GPU",
-                self.name,
-                reason,
-            )
+            needs = "torch.compile needs a C++ compiler, such as g++, on a CPU, and triton on a GPU"
+            log.warning(f"{self.name} cannot be compiled ({reason}); it runs at about half the speed. {needs}")
             self.compiled = None
             return self.method(*arguments)
+        finally:
+            warner.setLevel(level)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple:  # a copy, or what comes out of a pickle, compiles anew
         return _Compiled, (self.method, self.name, self.compiled is not None)
-
-
-@contextmanager
-def _without_gradients() -> Iterator[None]:
-    """Compute without gradients, and in one mode, since what is compiled in another one is compiled again."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[int]:
@@ -207,18 +270,25 @@ def score_videos(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode videos and score them, decoding ahead in threads of its own while the networks compute.
 
+    The model, plain or prepared, is on the device that is to compute. With 0 workers the computing thread decodes.
+
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
-    Args:
-        model: plain or prepared, on the device that is to compute.
-        workers: threads that decode; with 0 the one that computes does, between the batches.
     """
-    device = model.feature_scales.device
-    views, targets = [], []
-    for number, (view, target) in enumerate(decode(clips, range(len(clips)), workers), start=1):
-        views.append(view[0])
-        targets.append(target)
-        if len(views) == batch_videos or number == len(clips):
-            with torch.inference_mode():
-                scores = model(stack_clips(views).to(device)).softmax(-1)
-            yield scores.cpu(), torch.tensor(targets)
-            views, targets = [], []
+    decoded = iter(decode(clips, range(len(clips)), workers))
+    while batch := list(itertools.islice(decoded, batch_videos)):
+        views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
+        with torch.inference_mode():
+            scores = model(views).softmax(-1)
+        yield scores.cpu(), torch.tensor([item.target for item in batch])
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, to use it again, for as long as it runs; tell whether that could be set.
+
+    By itself glibc gives each block of more than 32 MiB back to the system, which hands it out anew, filled with zeros:
+    half of a plain network's time at the paper's size. An allocator that the environment sets is left as it is.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        return False
+    set_option, most = ctypes.CDLL(None).mallopt, 2**31 - 1  # the most that mallopt(3) takes, 2 GiB
+    return bool(set_option(-3, most) and set_option(-1, most))  # malloc.h's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD

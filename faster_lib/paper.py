@@ -1,4 +1,4 @@
-"""The numbers that the paper prints: every cell of Tables 2 to 8, and the settings stated in its text.
+"""The numbers that the paper prints: every cell of Tables 2 to 8, and one of Fig. 3 that its text states.
 
 Nothing here is computed or corrected. A number that our own count contradicts stays as it is printed.
 
@@ -17,12 +17,9 @@ Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classificatio
 """
 
 from dataclasses import dataclass
-from typing import Literal
-
-Unit = Literal["percent", "gmacs", "gmacs_per_clip", "clips", "seconds", "flag"]
 
 # How the last words of a column key decide its unit.
-_UNITS: dict[str, Unit] = {
+_UNITS = {
     "accuracy": "percent",
     "gmacs": "gmacs",
     "gmacs per clip": "gmacs_per_clip",
@@ -107,19 +104,14 @@ _PRINTED = {
 
 @dataclass(frozen=True)
 class Reported:
-    """One cell of a printed table.
+    """One cell of a printed table, found by the keys of its row and column.
 
-    Args:
-        value: a number, "✓" or "-" where the unit is "flag", None where the paper gives none.
-        unit: what the number counts; see the module's docstring.
-        table: number of the table.
-        row: row key, unique in its table.
-        column: column key, unique in its table.
-        printed: the cell as it stands on the page: "72.0" where `value` is 72.0, "N/A" or "" where it is None.
+    Its `value` is a number, "✓" or "-" for a flag, None where the paper gives none; `printed` is the cell as it stands
+    on the page: "72.0" where `value` is 72.0, "N/A" or "" where it is None. The module explains the `unit`.
     """
 
     value: float | str | None
-    unit: Unit
+    unit: str
     table: int
     row: str
     column: str
@@ -129,16 +121,6 @@ class Reported:
     def source(self) -> str:
         """Where to find the cell."""
         return f"FASTER (AAAI 2020), Table {self.table}, row {self.row!r}, column {self.column!r}"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One number that the paper's text states about its experiments, with the passage that states it."""
-
-    name: str
-    value: float
-    unit: str
-    source: str
 
 
 def _cells(line: str) -> list[str]:
@@ -161,45 +143,34 @@ def _read(number: int, page: str) -> tuple[Reported, ...]:
     )
 
 
-REPORTED: tuple[Reported, ...] = tuple(cell for number, page in _PRINTED.items() for cell in _read(number, page))
-_BY_KEY = {(cell.table, cell.row, cell.column): cell for cell in REPORTED}
-
-
-def _refuse_unknown(number: int) -> None:
-    if number not in _PRINTED:
-        raise KeyError(f"Table {number!r} is not recorded; choose one of {list(_PRINTED)}.")
+REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(number, page))
 
 
 def table(number: int) -> tuple[Reported, ...]:
-    """Return every cell of a table, row by row in the printed order.
-
-    Raises: KeyError if the table is not one of 2 to 8.
-    """
-    _refuse_unknown(number)
+    """Return every cell of a table, row by row in the printed order; KeyError if it is not one of 2 to 8."""
+    if number not in _PRINTED:
+        raise KeyError(f"Table {number!r} is not recorded; choose one of {list(_PRINTED)}.")
     return tuple(cell for cell in REPORTED if cell.table == number)
 
 
-def reported(table: int, row: str, column: str) -> Reported:
+def reported(number: int, row: str, column: str) -> Reported:
     """Return one cell, for instance `reported(4, "1:3", "L=16 gmacs")`.
 
     Raises: KeyError if the table has no such row or column; the message lists those it has.
     """
-    _refuse_unknown(table)
-    if (table, row, column) not in _BY_KEY:
-        rows, columns = (list(dict.fromkeys(key[i] for key in _BY_KEY if key[0] == table)) for i in (1, 2))
-        raise KeyError(f"Table {table} has no row {row!r} with column {column!r}; rows: {rows}; columns: {columns}.")
-    return _BY_KEY[table, row, column]
+    cells = {(cell.row, cell.column): cell for cell in table(number)}
+    if (row, column) not in cells:
+        rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*cells, strict=True))
+        raise KeyError(f"Table {number} has no row {row!r} with column {column!r}; rows: {rows}; columns: {columns}.")
+    return cells[row, column]
 
 
 def printed_gmacs(total: float, num_clips: int) -> float:
-    """Round a counted total as Table 4 does: per clip to one decimal, then times the number of clips.
+    """Round a counted total of so many clips as Table 4 does: per clip to one decimal, then times the clips.
 
     The paper does not state the rule. We infer it: every cost of Table 4 but 980.2 (All E, 16 frames) is a one-decimal
     number times the number of clips. Average pooling in Tables 5 and 6, and R3D-50 in Table 6, do not follow it.
 
-    Args:
-        total: cost of all clips, in 1e9 multiply-accumulates.
-        num_clips: N, the number of clips.
     Raises: ValueError if num_clips is below 1 or total is negative.
     """
     if num_clips < 1 or not total >= 0:
@@ -209,24 +180,20 @@ def printed_gmacs(total: float, num_clips: int) -> float:
 
 # Every printed cost that a count of Table 1's networks contradicts, as (table, row, column), and what is known of it.
 # Source: our counts, to be seen in the notebooks of these tables.
-DISCREPANCIES: dict[tuple[int, str, str], str] = {
-    (
-        2,
-        "R2D-26 L=16",
-        "gmacs per clip",
-    ): "6.33 counted; Table 4's own cells need 6.3, and 12.7 at L = 32 is twice that",
-    (
-        4,
-        "All E",
-        "L=16 gmacs",
-    ): "980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding",
+DISCREPANCIES = {
+    (2, "R2D-26 L=16", "gmacs per clip"): (
+        "6.33 counted; Table 4's own cells need 6.3, and 12.7 at L = 32 is twice that"
+    ),
+    (4, "All E", "L=16 gmacs"): (
+        "980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding"
+    ),
     (6, "1:1 (FAST-GRU)", "R3D-50 gmacs"): "542.17 counted; the last digit",
     (6, "1:3 (FAST-GRU)", "R3D-50 gmacs"): "331.82 counted; the last digit",
     (7, "FASTER32", "gmacs per clip"): "67.77 counted, cut off instead of rounded",
 }
 
 # x of the patterns 1:x that Table 4 fills, by clip length L; 0 stands for "All E". Source: Table 4, cells with a value.
-TABLE_4_RATIOS: dict[int, tuple[int, ...]] = {
+TABLE_4_RATIOS = {
     L: tuple(
         0 if cell.row == "All E" else int(cell.row.removeprefix("1:"))
         for cell in table(4)
@@ -243,17 +210,3 @@ VIDEO_FRAMES = 256
 FIGURE_3_TEXT = {
     ("R(2+1)D-50", 4): Reported(67.1, "percent", 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1"),
 }
-
-# Source: the passage that each record names, by the paper's headings.
-SETTINGS: tuple[Setting, ...] = (
-    Setting("reduction", 4, "factor", "FAST-GRU, after Eq. 4: r set empirically"),
-    Setting("video_frames", VIDEO_FRAMES, "frames", "Setups for clip-level backbones"),
-    Setting("short_side_min", 256, "px", "Setups for clip-level backbones: drawn from [256, 320] in training"),
-    Setting("short_side_max", 320, "px", "Setups for clip-level backbones: drawn from [256, 320] in training"),
-    Setting("crop", 224, "px", "Clip-level Backbones: a spatial resolution of 224 x 224; it names no crop"),
-    Setting("kinetics_classes", 400, "classes", "Experimental Setups, Datasets"),
-    Setting("kinetics_training_videos", 240_000, "videos", "Experimental Setups, Datasets: about 240K"),
-    Setting("kinetics_frame_rate", 30, "frames per second", "Setups for clip-level backbones: of the average video"),
-    Setting("kinetics_duration", 10, "seconds", "Setups for clip-level backbones: about, on average"),
-    Setting("timed_videos", 100, "videos", "Runtime vs. FLOPs: Table 5, on a TITAN X GPU with an Intel i7 CPU"),
-)

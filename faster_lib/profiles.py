@@ -1,8 +1,14 @@
-"""`params/<profile>.yaml` as one frozen, validated object; an unknown key is an error."""
+"""`params/<profile>.yaml` as one frozen, validated object; an unknown key is an error.
+
+A profile that begins with `base: <name>` states only what differs from that one, key by key; lists, and the numbers of
+videos of a scene, are replaced whole.
+"""
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -14,7 +20,9 @@ Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits
+Rules = Iterable[tuple[bool, str]]  # whether each is broken, and the fault to say then
+_STARTS = {"expensive_weights", "cheap_weights"}
+FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
 class ProfileError(ValueError):
@@ -22,9 +30,21 @@ class ProfileError(ValueError):
 
 
 class Section(BaseModel):
-    """A part of a profile: frozen, nothing converted, nothing unknown."""
+    """A part of a profile: frozen, nothing converted, nothing unknown, every pair of numbers a range."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Section":
+        pairs = ((key, value) for key, value in self if isinstance(value, tuple))
+        rules = [(a > b, f"{key} is {[a, b]}; the first must not exceed the second") for key, (a, b) in pairs]
+        for is_broken, fault in (*rules, *self._rules()):
+            if is_broken:
+                raise ValueError(fault)
+        return self
+
+    def _rules(self) -> Rules:
+        return ()
 
 
 class Scene(Section):
@@ -53,24 +73,18 @@ class Scene(Section):
     noise: NonNegative
     seed: int
 
-    @model_validator(mode="after")
-    def _shots_fit(self) -> "Scene":
-        if self.shots[1] * self.shortest_shot_frames > self.frames:
-            raise ValueError(f"{self.shots[1]} shots of {self.shortest_shot_frames} frames exceed {self.frames} frames")
-        for key in ("shots", "context_share", "context_contrast", "action_share", "hard_legibility", "speed_px"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key} is {[low, high]}; the first must not exceed the second")
-        return self
+    def _rules(self) -> Rules:
+        shots, shortest = self.shots[1], self.shortest_shot_frames
+        yield shots * shortest > self.frames, f"{shots} shots of {shortest} frames exceed {self.frames} frames"
 
 
 class Data(Section):
     """Where the videos are, and how a clip is cut from them."""
 
     source: Literal["generated", "annotated", "kinetics", "ucf101", "hmdb51", "path_label", "folders"]
-    root: str | None  # the folder of real videos, in a layout of `faster_lib.data.layouts`; null where there is a scene
+    root: str | None  # the folder of real videos, in a layout of `faster_lib.data.index`; null where they are generated
     annotations: str | None = None  # the folder of the lists, where it is another
-    fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of the official splits of UCF-101 and HMDB-51
+    fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of three; null where the set has none
     most_unreadable_share: Share = 0.05  # of the listed videos; where more are missing or corrupt, nothing is trained
     num_classes: Annotated[int, Field(ge=2)]
     video_frames: Positive
@@ -79,22 +93,17 @@ class Data(Section):
     crop_px: Annotated[int, Field(ge=32)]
     flip: bool
 
-    @model_validator(mode="after")
-    def _crop_fits(self) -> "Data":
-        low, high = self.train_short_side_px
-        if low > high:
-            raise ValueError(f"train_short_side_px is {[low, high]}; the first must not exceed the second")
-        if self.crop_px > min(low, self.test_short_side_px):
-            raise ValueError(
-                f"crop_px is {self.crop_px}, more than the shortest side of {min(low, self.test_short_side_px)}"
-            )
-        if self.source == "generated" and self.root is not None:
-            raise ValueError(f"root is {self.root!r}, but generated videos have none")
-        if self.fold is not None and self.source not in FOLDED:
-            raise ValueError(f"fold is {self.fold}, but {self.source} videos have no folds; leave it null")
-        if self.annotations is not None and self.source in ("generated", "annotated"):
-            raise ValueError(f"annotations is {self.annotations!r}, but {self.source} videos have no lists elsewhere")
-        return self
+    def _rules(self) -> Rules:
+        shortest, videos = min(self.train_short_side_px[0], self.test_short_side_px), f"{self.source} videos"
+        yield self.crop_px > shortest, f"crop_px is {self.crop_px}, more than the shortest side of {shortest}"
+        is_generated, is_folded = self.source == "generated", self.source in FOLDED
+        rule = "have none" if is_generated else "need the folder that they are in"
+        yield (self.root is None) != is_generated, f"root is {self.root!r}, but {videos} {rule}"
+        yield self.fold is None and is_folded, f"fold is None, but {videos} have three folds; choose 1, 2 or 3"
+        has_none = self.fold is not None and not is_folded and not is_generated
+        yield has_none, f"fold is {self.fold}, but {videos} have no folds; leave it null"
+        has_none = self.annotations is not None and self.source in ("generated", "annotated")
+        yield has_none, f"annotations is {self.annotations!r}, but {videos} have no lists elsewhere"
 
 
 class Networks(Section):
@@ -107,14 +116,10 @@ class Networks(Section):
     width: Rate
     reduction: Positive
 
-    @model_validator(mode="after")
-    def _one_start_each(self) -> "Networks":
-        if self.expensive == self.cheap and self.expensive_weights != self.cheap_weights:
-            raise ValueError(
-                f"expensive and cheap are both {self.cheap!r}, but expensive_weights is {self.expensive_weights!r} and "
-                f"cheap_weights is {self.cheap_weights!r}; one network starts from one file"
-            )
-        return self
+    def _rules(self) -> Rules:
+        starts = self.model_dump(include=_STARTS)
+        fault = f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start"
+        yield self.expensive == self.cheap and len({*starts.values()}) > 1, fault
 
 
 class Pretraining(Section):
@@ -123,14 +128,8 @@ class Pretraining(Section):
     profile: str
 
 
-# Section and key of what must agree for networks, and a recurrent unit over as many clips, to go on from others.
-_SHARED_WITH_PRETRAINING = (
-    ("networks", "expensive"),
-    ("networks", "cheap"),
-    ("networks", "width"),
-    ("networks", "reduction"),
-    ("data", "video_frames"),
-)
+# What must agree for networks, and a recurrent unit over as many clips, to go on from others.
+_SHARED = (*(("networks", key) for key in ("expensive", "cheap", "width", "reduction")), ("data", "video_frames"))
 
 
 class Optimisation(Section):
@@ -163,7 +162,6 @@ class AggregatorTraining(Optimisation):
     batch_videos: Positive
     epochs: Positive
     views: Positive  # random clip samplings of each training video that are stored
-    dropout: Share
 
 
 class Engine(Section):
@@ -171,7 +169,6 @@ class Engine(Section):
 
     mixed_precision: Literal["no", "bf16"]
     accumulation: Positive  # parts of each process's share of a batch, one after the other
-    sync_batch_norm: bool  # over all processes, so that their number does not matter
 
 
 class Loading(Section):
@@ -181,11 +178,6 @@ class Loading(Section):
     shard_videos: Positive
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
-
-    @property
-    def numerics(self) -> dict[str, Any]:
-        """Give what changes the last digits of features, for the hashes of what is made from them."""
-        return {"compiled": True} if self.compiled else {}
 
 
 class Profile(Section):
@@ -208,45 +200,32 @@ class Profile(Section):
         return self.scene is None and self.networks.width == 1.0 and is_papers
 
     def in_fold(self, fold: int) -> "Profile":
-        """Give the same profile on another of the official splits of UCF-101 or HMDB-51.
-
-        Raises: ValueError if its set has no such fold.
-        """
-        if self.data.source not in FOLDED or fold not in (1, 2, 3):
-            raise ValueError(f"fold is {fold!r}; {' and '.join(FOLDED)} have folds, 1 to 3, and no other set")
+        """Give the same profile in another of its three folds; raises ValueError if it has no such fold."""
+        if self.data.fold is None or fold not in (1, 2, 3):
+            raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
-    @model_validator(mode="after")
-    def _scene_matches(self) -> "Profile":
-        if self.data.source == "generated" and self.scene is None:
-            raise ValueError("generated videos need a scene section")
-        if (self.data.root is None) != (self.scene is not None):
-            rule = "a scene, so that they are generated" if self.data.root is None else "no scene (scene: null)"
-            raise ValueError(f"{self.data.source} videos whose root is {self.data.root!r} need {rule}")
-        if self.scene is not None and (self.data.source == "annotated" or self.data.annotations is not None):
-            raise ValueError(
-                f"data.source is {self.data.source!r} and data.annotations {self.data.annotations!r}, but there is a "
-                "scene; generated videos come with their lists, in any layout but annotated"
-            )
-        weights = {key: getattr(self.networks, key) for key in ("expensive_weights", "cheap_weights")}
-        if self.pretraining is not None and any(weights.values()):
-            raise ValueError(f"networks has {weights}, but pretraining gives both networks; leave one of the two null")
-        if self.scene is not None and self.scene.frames != self.data.video_frames:
-            raise ValueError(f"scene.frames is {self.scene.frames}, but data.video_frames is {self.data.video_frames}")
-        return self
+    def _rules(self) -> Rules:
+        data, scene, starts = self.data, self.scene, self.networks.model_dump(include=_STARTS)
+        rule = "a scene section" if scene is None else "no scene (scene: null)"
+        yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
+        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
+        yield self.pretraining is not None and any(starts.values()), fault
+        if scene is not None:
+            fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
+            yield scene.frames != data.video_frames, fault
+            fits = 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0)
+            fault = f"scene.videos is {scene.videos}; three folds need twice as many of train as of test"
+            yield data.fold is not None and not fits, fault
 
 
 class _OnceLoader(yaml.SafeLoader):
     """YAML whose mappings hold each key once; PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
+        keys = [key.value for key, _ in node.value]
+        for key in (key for key, _ in node.value if keys.count(key.value) > 1):
+            raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is twice", problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -255,61 +234,83 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
-    profile = _read(name, folder)
-    chain = [profile]
-    while (before := chain[-1].pretraining) is not None:
-        where = f"params/{chain[-1].name}.yaml: pretraining.profile is {before.profile!r}"
-        if before.profile in (known.name for known in chain):
-            raise ProfileError(f"{where}, which is {chain[-1].name!r} itself or starts from it; it must come before")
-        try:
-            chain.append(_read(before.profile, folder))
-        except ProfileError as error:
-            raise ProfileError(f"{where}: {error}") from None
-        for section, key in _SHARED_WITH_PRETRAINING:
-            own, theirs = (getattr(getattr(each, section), key) for each in chain[-2:])
+    chain: dict[str, Profile] = {}  # each pre-trained in the next
+    below, where = None, ""
+    while name is not None:
+        if name in chain:
+            raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
+        content, origins = _read_over_bases(name, folder, where)
+        profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
+        for section, key in _SHARED if below else ():
+            own, theirs = (getattr(getattr(each, section), key) for each in (below, profile))
             if own != theirs:
                 raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
-    return profile
+        chain[name] = below = profile
+        name = profile.pretraining and profile.pretraining.profile
+        where = f"{origins.get(('pretraining', 'profile'))}: pretraining.profile is {name!r}"
+    return next(iter(chain.values()))
 
 
-def _read(name: str, folder: Path) -> Profile:
-    path = folder / f"{name}.yaml"
-    known = sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in known:
-        raise ProfileError(f"unknown profile {name!r}; choose one of {', '.join(known)}, or write params/{name}.yaml")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
-    except yaml.YAMLError as error:
-        raise ProfileError(f"params/{path.name} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ProfileError(f"params/{path.name} holds {content!r}; it must hold sections such as data and networks")
-    return parse_profile({"name": name, **content}, source=f"params/{path.name}")
+def _read_over_bases(name: str, folder: Path, where: str) -> tuple[dict[str, Any], dict[tuple, str]]:
+    """Read a profile, which is wanted as `where` says, over its bases.
+
+    Returns: its sections, and the file that states each (section,) last and each (section, key).
+    """
+    known, files = sorted(path.stem for path in folder.glob("*.yaml")), {}
+    while name is not None:
+        source = f"params/{name}.yaml"
+        if source in files:
+            raise ProfileError(f"{where}, which leads back to {name!r}")
+        if name not in known:
+            lead = f"{where}: " if where else ""
+            raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
+        try:
+            files[source] = own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
+        except yaml.YAMLError as error:
+            raise ProfileError(f"{source} is not valid YAML: {error}") from error
+        if not isinstance(own, dict):
+            raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
+        name = own.pop("base", None)
+        where = f"{source}: base is {name!r}"
+    content, origins = {}, {}
+    for source, own in reversed(files.items()):
+        for section, stated in own.items():
+            origins[section,] = source
+            if isinstance(stated, dict):
+                origins |= {(section, key): source for key in stated}
+                stated = (content.get(section) or {}) | stated
+            content[section] = stated
+    return content, origins
 
 
-def parse_profile(content: dict[str, Any], *, source: str) -> Profile:
-    """Check a profile held as nested dicts.
+def parse_profile(
+    content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] = MappingProxyType({})
+) -> Profile:
+    """Check a profile held as nested dicts; `origins` as `_read_over_bases` gives it, where that is not `source`.
 
-    Raises: ProfileError naming `source` and listing all faults.
+    Raises: ProfileError naming `source`, all faults, and the file of each that stands in another.
     """
     try:
         return Profile.model_validate_json(json.dumps(content))  # as JSON: a list may become a tuple, and no more
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ProfileError(f"{source} has {error.error_count()} fault(s):\n{faults}") from None
+        lines = [f"{source} has {error.error_count()} fault(s):"]
+        for fault in error.errors():
+            file = origins.get(fault["loc"][:2], source)
+            lines.append(f"  {_describe(fault)}" + (f" (in {file})" if file != source else ""))
+        raise ProfileError("\n".join(lines)) from None
 
 
 def _describe(fault: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"]) or "profile"
+    where, value = ".".join(map(str, fault["loc"])) or "profile", fault["input"]
     if fault["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{where}: unknown key (its value is {fault['input']!r}){hint}"
+        return f"{where}: unknown key (its value is {value!r}){hint}"
     if fault["type"] == "missing":
         return f"{where}: this key is missing"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if fault["type"] == "float_type" else ""
-    message = fault["msg"].removeprefix("Value error, ")
-    quoted = "" if isinstance(fault["input"], dict) else f" (it is {fault['input']!r}{hint})"
-    return f"{where}: {message}{quoted}"
+    quoted = "" if isinstance(value, dict) else f" (it is {value!r}{hint})"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{quoted}"
 
 
 def _known_keys(section: type[Section] = Section) -> set[str]:

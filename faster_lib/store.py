@@ -1,8 +1,7 @@
-"""Results kept under a hash of everything they depend on, complete or not there at all.
+"""Results kept under a key of everything they depend on, complete or not there at all.
 
-An entry is a folder `runs/<kind>/<label>-<hash>`. Its `record.json` is written last: without one it is unfinished,
-and whoever needs it goes on from the parts in it; `begun.json` says meanwhile from which parameters it is being made.
-Every file appears under its name only when it is whole.
+An entry is a folder `runs/<profile>/<kind>/<label>-<key>`. Its `record.json` is written last: without it the entry is
+unfinished, and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
 """
 
 import hashlib
@@ -10,29 +9,33 @@ import json
 import os
 import platform
 import re
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from faster_lib.paths import ROOT, RUNS, WEIGHTS
+from faster_lib.paths import RUNS, WEIGHTS
+from faster_lib.provenance import circumstances, host, now
 
-BEGUN = "begun.json"
-_VERSIONS_OF = ("torch", "torchvision", "decord2", "av", "numpy")
+BEGUN = "begun.json"  # says, while an entry is made, from what and since when
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One result and what it depends on; `depends` must be plain JSON."""
+    """One result and what it depends on. Naming it does no work.
 
+    Args:
+        profile: name of the profile; it stands in the path and in the record, not in the key.
+        kind: videos, networks, features or aggregators.
+        label: what a reader recognises it by.
+        depends: everything that decides the result, as plain JSON.
+    """
+
+    profile: str
     kind: str
     label: str
     depends: dict[str, Any]
@@ -46,7 +49,7 @@ class Entry:
     @property
     def path(self) -> Path:
         """Folder of the result, whether or not it is there yet."""
-        return self.runs / self.kind / f"{self.label}-{self.key}"
+        return self.runs / self.profile / self.kind / f"{self.label}-{self.key}"
 
     @property
     def is_complete(self) -> bool:
@@ -59,11 +62,10 @@ class Entry:
         return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
 
     def complete(self, make: Callable[[], dict[str, Any]]) -> None:
-        """Have the result made by `make`, which gives its measures, unless it is there; they complete it.
+        """Have the result made by `make`, which gives its measures, unless it is there.
 
-        The entry is held alone meanwhile: a second process that wants the same one waits, and finds it made. What
-        processes that were killed left half written in its folder is removed first. Its record counts the starts and
-        adds up their seconds; of a process that was killed, up to the last file it left.
+        The entry is locked meanwhile: a second process that wants the same one waits, and finds it made. The record
+        counts the starts and adds up their seconds; of a process that was killed, up to the last file that it left.
         """
         if self.is_complete:
             return
@@ -75,14 +77,13 @@ class Entry:
             begun, start = self._begin(), time.perf_counter()
             measures = make()
             begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
-            record = {**begun, "measures": measures, **_host(), **circumstances()}
+            record = {**begun, "measures": measures, **host(), **circumstances()}
             write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
             (self.path / BEGUN).unlink()
 
     def _begin(self) -> dict[str, Any]:
-        """Note from which parameters the entry is made, since when, and for how long before this start."""
         path = self.path / BEGUN
-        begun = {"depends": self.depends, "started": _now(), "starts": 1, "seconds": 0.0}
+        begun = {"profile": self.profile, "depends": self.depends, "started": now(), "starts": 1, "seconds": 0.0}
         if path.is_file():
             begun = json.loads(path.read_text(encoding="utf-8"))
             begun["starts"] += 1
@@ -91,7 +92,7 @@ class Entry:
         return begun
 
     def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
-        """Find the weights that the repository ships for this very entry, with what the manifest says of them.
+        """Find the weights that the kit ships for this very entry, with what the manifest says of them.
 
         Raises: ValueError if the file is not the one that the manifest describes.
         """
@@ -113,7 +114,7 @@ def read_manifest(weights: Path = WEIGHTS) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def hash_of(depends: dict[str, Any]) -> str:
+def hash_of(depends: Any) -> str:
     """Hash plain JSON content, whatever the order of its keys, to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -131,7 +132,11 @@ def write_whole(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _keep_names(path.parent)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the name too, so that a power cut does not take back a replaced file
+            finally:
+                os.close(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -146,25 +151,15 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _keep_names(folder: Path) -> None:
-    """Have the names in a folder on the disk too, so that a power cut does not take back a replaced file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_partials(folder: Path) -> None:
     """Remove, below a folder too, what `write_whole` left half written in processes of this machine that are gone."""
     for path in folder.rglob(".*.partial"):
         writer = re.search(rf"\.{re.escape(platform.node())}\.(\d+)\.partial$", path.name)
-        if writer and not is_running(int(writer[1])):
+        if writer and not _is_running(int(writer[1])):
             path.unlink(missing_ok=True)
 
 
-def is_running(pid: int) -> bool:
-    """Say whether a process of this machine is there."""
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -172,46 +167,3 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def circumstances() -> dict[str, Any]:
-    """Say on what a number was measured: device, versions, commit, time."""
-    import torch  # here, since reading facts and profiles should not load torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS_OF if _has(name)}}
-    return {"device": device, "versions": versions, "commit": _commit(), "finished": _now()}
-
-
-def _host() -> dict[str, Any]:
-    """Say what the host has and what this process took of it: a peak is since the process began."""
-    import torch  # here, likewise
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss, in MiB
-    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    peaks = dict(zip(("process", "largest_child"), (round(each / unit) for each in used), strict=True))
-    if torch.cuda.is_available():
-        peaks["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    host = {"cpus": os.cpu_count(), "memory_mib": round(memory / 2**20)}
-    return {"host": host, "processes": int(os.environ.get("WORLD_SIZE", 1)), "peak_mib": peaks}
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _has(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

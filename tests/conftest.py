@@ -3,8 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-from faster_lib.data.datasets import read_annotations
-from faster_lib.data.synthetic import generate
+from faster_lib.data.index import load_videos
 from faster_lib.profiles import load_profile
 
 # A busy machine is no fault of the code.
@@ -46,7 +45,7 @@ def make_data():
 
 
 @pytest.fixture(scope="session")
-def videos(make_scene, tmp_path_factory):
+def videos(make_scene, make_data, tmp_path_factory):
     """Six generated videos of 64 frames of 40 x 40 pixels."""
-    root = generate(make_scene(), "train", workers=1, runs=tmp_path_factory.mktemp("runs"))
-    return read_annotations(root, "train")
+    small = {"scene": make_scene(), "data": make_data()}
+    return load_videos(load_profile("tiny").model_copy(update=small), "train", runs=tmp_path_factory.mktemp("runs"))

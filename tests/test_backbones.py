@@ -13,7 +13,6 @@ from faster_lib.models.backbones import (
     build_backbone,
     check_clips,
     factorised_width,
-    fold_batch_norm,
 )
 
 # Every convolution as (how often, in, out, taps of the kernel), shortcuts last in each stage. Source: Table 1; the
@@ -238,19 +237,3 @@ def test_clips_of_a_wrong_shape_are_refused_with_the_shape(shape, quoted):
         check_clips(torch.zeros(shape))
     with pytest.raises(ValueError, match=quoted):
         small("r2d_26")(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("name", TABLE_1)
-def test_folding_batch_norm_changes_nothing_but_rounding_and_leaves_the_network_alone(name):
-    torch.manual_seed(0)
-    network = build_backbone(name, 5, 1 / 16).eval()
-    for key, value in network.state_dict().items():
-        if "running" in key or ("weight" in key and value.ndim == 1):
-            value.uniform_(0.5, 2.0)  # as after training; zeros would hide the residual branches
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    clips = torch.randn(2, 3, 8, 33, 40)
-    folded = fold_batch_norm(network)
-    assert not any(isinstance(part, torch.nn.BatchNorm3d) for part in folded.modules())
-    with torch.no_grad():
-        torch.testing.assert_close(folded.double()(clips.double()), network.double()(clips.double()))
-    assert all(torch.equal(value.to(before[key].dtype), before[key]) for key, value in network.state_dict().items())

@@ -9,24 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
-from faster_lib.data import sampling
+from faster_lib.data import datasets as sampling
 from faster_lib.data.datasets import (
     EpochDraws,
     RandomClips,
+    Video,
     VideoClips,
     VideoList,
     collate,
+    decode,
     generator_for,
-    read_annotations,
+    load_batches,
 )
-from faster_lib.data.loading import decode, load_batches
 from faster_lib.data.transforms import eval_transform
 from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
-
-
-def annotate(root, *lines, header="path,label,split"):
-    (root / "annotations.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
-    return root
 
 
 def frames_of(path, indices=None) -> torch.Tensor:
@@ -55,45 +51,15 @@ def equal_items(a, b) -> bool:
     return torch.equal(a[0], b[0]) and torch.equal(torch.as_tensor(a[1]), torch.as_tensor(b[1]))
 
 
-def test_annotations_give_one_split_s_paths_and_the_classes_of_the_whole_set_in_alphabetical_order(tmp_path):
-    root = annotate(tmp_path, "b/x.mp4,run,train", '"a,1.mp4",climb,train', "c.mp4,box,test", "d.mp4,run,train")
-    train = read_annotations(root, "train")
-    assert train.paths == (root / "b/x.mp4", root / "a,1.mp4", root / "d.mp4")
-    assert train.classes == ("box", "climb", "run") and train.targets == (2, 1, 2) and len(train) == 3
-    assert read_annotations(root, "test") == VideoList((root / "c.mp4",), (0,), ("box", "climb", "run"))
-
-
-@pytest.mark.parametrize(
-    ("header", "line", "quoted"),
-    [
-        ("path,split,label", "a.mp4,train,run", r"columns \['path', 'split', 'label'\]; they must be path,label,split"),
-        ("path,label", "a.mp4,run", "they must be path,label,split"),
-        ("path,label,split", "a.mp4,,train", r"line 3: \['a.mp4', '', 'train'\]"),
-        ("path,label,split", "a.mp4,run", "line 3: .*'run', None"),
-        ("path,label,split", "a.mp4,run,train,again", "line 3: .*again"),
-        ("path,label,split", "a.mp4,run,test", "no split 'train'; it has dev, test"),
-    ],
-    ids=["order of columns", "two columns", "empty field", "field too few", "field too many", "no such split"],
-)
-def test_wrong_annotations_are_an_error_that_quotes_file_and_fault(tmp_path, header, line, quoted):
-    annotate(tmp_path, "first.mp4,run,dev", line, header=header)
-    with pytest.raises(ValueError, match=rf"annotations.csv.*{quoted}"):
-        read_annotations(tmp_path, "train")
-
-
-def test_missing_annotations_are_an_error_that_says_what_the_file_must_hold(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"annotations.csv; it must have the columns path,label,split"):
-        read_annotations(tmp_path, "train")
-
-
 def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index_alone(videos, make_data):
     clips = random_clips(videos, make_data())
     draws = [(epoch, index) for epoch in (0, 1, 5) for index in range(len(videos))]
     items = {draw: clips[draw] for draw in draws}
     starts = {}
-    for (epoch, index), (item, target) in items.items():
-        assert item.shape == (2, 3, 8, 40, 40) and item.dtype == torch.uint8 and target == videos.targets[index]
-        whole = frames_of(videos.paths[index])
+    for (epoch, index), (item, target, video, problem) in items.items():
+        assert video == index and not problem
+        assert item.shape == (2, 3, 8, 40, 40) and item.dtype == torch.uint8 and target == videos.videos[index].target
+        whole = frames_of(videos.videos[index].path)
         starts[epoch, index] = [start_of(clip, whole) for clip in item]
     again = random_clips(videos, make_data())
     assert all(equal_items(again[draw], items[draw]) for draw in reversed(draws))
@@ -124,30 +90,30 @@ def test_every_epoch_visits_every_video_once_and_resuming_yields_exactly_the_tai
 def test_uniform_clips_equal_the_same_frames_read_and_cut_directly(videos, make_data):
     whole_frames = video_clips(videos, make_data())
     assert len(whole_frames) == len(videos)
-    item, target = whole_frames[3]
-    assert item.shape == (1, 8, 3, 8, 40, 40) and target == videos.targets[3]
+    item, target, *_ = whole_frames[3]
+    assert item.shape == (1, 8, 3, 8, 40, 40) and target == videos.videos[3].target
     covered = item[0].transpose(0, 1).flatten(1, 2)  # (3, N * L, H, W)
-    assert torch.equal(covered, frames_of(videos.paths[3]))
+    assert torch.equal(covered, frames_of(videos.videos[3].path))
     data = make_data(test_short_side_px=36, crop_px=32)
-    item, _ = video_clips(videos, data, num_clips=3)[2]
+    item, *_ = video_clips(videos, data, num_clips=3)[2]
     for clip, start in zip(item[0], (0, 28, 56), strict=True):
-        frames = frames_of(videos.paths[2], range(start, start + 8)).permute(1, 2, 3, 0)
+        frames = frames_of(videos.videos[2].path, range(start, start + 8)).permute(1, 2, 3, 0)
         assert torch.equal(clip, eval_transform(frames, short_side_px=36, crop_px=32))
 
 
 def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(videos, make_data):
     clips = video_clips(videos, make_data(), views=3, num_clips=5)
-    item, _ = clips[1]
+    item, *_ = clips[1]
     assert item.shape == (3, 5, 3, 8, 40, 40)
-    whole = frames_of(videos.paths[1])
+    whole = frames_of(videos.videos[1].path)
     starts = [[start_of(clip, whole) for clip in view] for view in item]
     assert all(a <= b for view in starts for a, b in pairwise(view))
     assert len({tuple(view) for view in starts}) == 3
     clips[0]
-    assert equal_items(clips[1], (item, videos.targets[1]))
+    assert equal_items(clips[1], (item, videos.videos[1].target))
     assert torch.equal(video_clips(videos, make_data(), views=1, num_clips=5)[1][0], item[:1])  # more views, same first
     assert not torch.equal(video_clips(videos, make_data(), views=3, num_clips=5, seed=1)[1][0], item)
-    cut, _ = video_clips(videos, make_data(crop_px=32), views=3, num_clips=5)[1]
+    cut, *_ = video_clips(videos, make_data(crop_px=32), views=3, num_clips=5)[1]
     windows = []
     for view, (first, *_), clip_starts in zip(cut, cut, starts, strict=True):
         wide = whole[:, clip_starts[0] : clip_starts[0] + 8].unfold(2, 32, 1).unfold(3, 32, 1)
@@ -184,11 +150,11 @@ def test_clips_read_in_pieces_are_byte_for_byte_those_of_the_whole_video(
     frames = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(0)).byte()
     path = tmp_path / "any.mp4"
     path.write_bytes(encode_h264(frames.numpy(), fps=25, crf=23, gop_frames=7))
-    videos, length = VideoList((path,), (0,), ("any",)), size[0]
+    videos, length = VideoList((Video(path),), ("any",)), size[0]
     whole = frames_of(path).permute(1, 2, 3, 0)
     data = make_data(train_short_side_px=(40, 58), test_short_side_px=41, crop_px=33, flip=True)
     for views in (0, 2):
-        item, _ = video_clips(videos, data, views=views, num_clips=num_clips, clip_frames=clip_frames)[0]
+        item, *_ = video_clips(videos, data, views=views, num_clips=num_clips, clip_frames=clip_frames)[0]
         for view in range(max(views, 1)):
             generator = generator_for(0, view, 0) if views else None
             drawn = sampling.random_clip_starts if views else sampling.uniform_clip_starts
@@ -196,7 +162,7 @@ def test_clips_read_in_pieces_are_byte_for_byte_those_of_the_whole_video(
             indices = [(start + i) % length for start in starts for i in range(clip_frames)]
             expected = cut_plainly(whole[indices], data, generator)
             assert torch.equal(item[view].transpose(0, 1).flatten(1, 2), expected)
-    item, _ = random_clips(videos, data, clip_frames=clip_frames, clips_per_video=num_clips)[2, 0]
+    item, *_ = random_clips(videos, data, clip_frames=clip_frames, clips_per_video=num_clips)[2, 0]
     generator = generator_for(0, 2, 0)
     for clip in item:
         start = sampling.random_clip_start(length, clip_frames, generator)
@@ -205,11 +171,11 @@ def test_clips_read_in_pieces_are_byte_for_byte_those_of_the_whole_video(
 
 
 def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_not_replaced(tmp_path, videos, make_data):
-    frames = frames_of(videos.paths[0], range(5))
+    frames = frames_of(videos.videos[0].path, range(5))
     short, broken = tmp_path / "short.mp4", tmp_path / "broken.mp4"
     short.write_bytes(encode_h264(frames.permute(1, 2, 3, 0).numpy(), fps=25, crf=18, gop_frames=4))
-    broken.write_bytes(videos.paths[0].read_bytes()[:2000])
-    pair = VideoList((short, broken), (0, 1), ("a", "b"))
+    broken.write_bytes(videos.videos[0].path.read_bytes()[:2000])
+    pair = VideoList((Video(short, 0), Video(broken, 1)), ("a", "b"))
     looped = frames_of(short, [0, 1, 2, 3, 4, 0, 1, 2])
     for item in (random_clips(pair, make_data())[0, 0][0], video_clips(pair, make_data(), num_clips=2)[0][0][0]):
         assert item.shape[0] == 2 and all(torch.equal(clip, looped) for clip in item)
@@ -225,7 +191,8 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
 
 
 def test_a_video_that_is_not_as_long_as_its_index_says_is_an_error(videos, make_data):
-    indexed = replace(videos, frames=(64, 63) + (64,) * 4, is_seekable=(True,) * 6)
+    other = replace(videos.videos[1], frames=63)
+    indexed = replace(videos, videos=(videos.videos[0], other, *videos.videos[2:]))
     with pytest.raises(VideoError, match=r"train_00001.mp4: has 64 frames, but 63 when it was indexed"):
         video_clips(indexed, make_data())[1]
     assert equal_items(video_clips(indexed, make_data())[2], video_clips(videos, make_data())[2])

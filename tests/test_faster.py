@@ -32,9 +32,10 @@ def videos(num_clips: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(2, num_clips, 3, 8, 33, 40, generator=torch.Generator().manual_seed(seed))
 
 
-def feature_maps(model: Faster, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    networks = (model.expensive, model.cheap)
-    return tuple(torch.stack([network.features(clip) for clip in clips.unbind(1)], dim=1) for network in networks)
+def feature_maps(model: Faster, clips: torch.Tensor) -> list[torch.Tensor]:
+    """Compute each clip's map by the network that the schedule names."""
+    networks = {"E": model.expensive, "C": model.cheap}
+    return [networks[letter].features(clip) for letter, clip in zip(model.schedule, clips.unbind(1), strict=True)]
 
 
 @given(groups=st.integers(1, 40), cheap_per_expensive=st.integers(0, 40))
@@ -86,13 +87,13 @@ def test_a_ratio_that_cannot_be_is_refused_with_the_value(num_clips, cheap_per_e
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_streaming_and_stored_features_give_what_the_whole_video_gives(name, schedule):
     model, clips = make(name, schedule, feature_scales=(2.0, 3.0)).double(), videos(4).double()
-    expensive, cheap = feature_maps(model, clips)
+    maps = feature_maps(model, clips)
     state, results = None, []
     for t in range(1, 5):
         state, logits = model.step(clips[:, t - 1], state)
         assert logits.shape == (2, CLASSES)
         torch.testing.assert_close(model(clips[:, :t]), logits, **ROUNDING)
-        torch.testing.assert_close(model.from_features(expensive[:, :t], cheap[:, :t]), logits, **ROUNDING)
+        torch.testing.assert_close(model.from_features(maps[:t]), logits, **ROUNDING)
         results.append(logits)
     assert all((one - other).abs().max() > 1e-9 for one, other in pairwise(results))
 
@@ -118,13 +119,13 @@ def make_unlike(aggregator: str, schedule: str, pair: str) -> Faster:
 @pytest.mark.parametrize("name", ["avg_pool", "fast_gru"])
 def test_a_pair_of_unlike_maps_too_gives_the_same_whole_streamed_and_from_stored_features(name, pair):
     model, clips = make_unlike(name, "CEC", pair).double(), videos(3).double()
-    expensive, cheap = feature_maps(model, clips)
-    assert expensive.shape[2:] != cheap.shape[2:]
+    maps = feature_maps(model, clips)
+    assert maps[0].shape != maps[1].shape
     state = None
     for clip in clips.unbind(1):
         state, logits = model.step(clip, state)
     torch.testing.assert_close(model(clips), logits, **ROUNDING)
-    torch.testing.assert_close(model.from_features(expensive, cheap), logits, **ROUNDING)
+    torch.testing.assert_close(model.from_features(maps), logits, **ROUNDING)
 
 
 @torch.no_grad()
@@ -133,17 +134,21 @@ def test_the_cheap_map_is_pooled_to_the_expensive_ones_size_or_repeated_and_proj
     model = Faster(*networks, build_aggregator("fast_gru", CHANNELS), "CEC", CLASSES).eval()
     assert model.projection.weight.shape == (32, 64, 1, 1, 1) and model.projection.bias is None
     assert 0.8 < model.projection.weight.std() * 64**0.5 < 1.2
-    expensive, fine = torch.rand(2, 3, 32, 1, 2, 2), torch.rand(2, 3, 64, 2, 4, 4)
-    pooled = fine.reshape(2, 3, 64, 1, 2, 2, 2, 2, 2).mean(dim=(4, 6, 8))  # the mean of each 2 x 2 x 2
-    expected = model.from_features(expensive, pooled)
-    torch.testing.assert_close(model.from_features(expensive, fine), expected)
+    expensive, fine = torch.rand(2, 32, 1, 2, 2), torch.rand(2, 2, 64, 2, 4, 4)
+
+    def scores(cheap: torch.Tensor, model: Faster = model) -> torch.Tensor:
+        return model.from_features([cheap[0], expensive, cheap[1]])
+
+    pooled = fine.reshape(2, 2, 64, 1, 2, 2, 2, 2, 2).mean(dim=(4, 6, 8))  # the mean of each 2 x 2 x 2
+    expected = scores(pooled)
+    torch.testing.assert_close(scores(fine), expected)
     twin = make("fast_gru", "CEC")
     twin.aggregator, twin.classifier = model.aggregator, model.classifier
     projected = torch.einsum("bnclhw,dc->bndlhw", pooled, model.projection.weight.flatten(1))
-    torch.testing.assert_close(twin.from_features(expensive, projected), expected)
-    coarse = torch.rand(2, 3, 64, 1, 1, 1)
-    repeated = model.from_features(expensive, coarse.expand(-1, -1, -1, -1, 2, 2))
-    assert torch.equal(model.from_features(expensive, coarse), repeated)
+    torch.testing.assert_close(scores(projected, twin), expected)
+    coarse = torch.rand(2, 2, 64, 1, 1, 1)
+    repeated = scores(coarse.expand(-1, -1, -1, -1, 2, 2))
+    assert torch.equal(scores(coarse), repeated)
     assert (repeated - expected).abs().max() > 1e-4
 
 
@@ -177,16 +182,17 @@ def test_each_clip_is_seen_once_by_the_network_that_the_schedule_names(name, sch
 
 
 @torch.no_grad()
-def test_stored_features_are_taken_from_the_network_that_the_schedule_names():
-    model = make("fast_gru", "ECCE")
-    expensive, cheap = feature_maps(model, videos(4))
-    expected = model.from_features(expensive, cheap)
-    for t, letter in enumerate("ECCE"):
-        other_expensive, other_cheap = expensive.clone(), cheap.clone()
-        other_expensive[:, t] += 1
-        assert torch.equal(model.from_features(other_expensive, cheap), expected) == (letter == "C")
-        other_cheap[:, t] += 1
-        assert torch.equal(model.from_features(expensive, other_cheap), expected) == (letter == "E")
+def test_cheap_maps_alone_do_not_say_to_which_size_they_come_unless_both_networks_have_one():
+    like, maps = make("fast_gru", "CCE"), [torch.rand(2, CHANNELS, 1, 2, 2) for _ in range(2)]
+    assert like.from_features(maps).shape == (2, CLASSES)
+    for pair in ("finer in time, coarser in space", "finer in space"):
+        model = make_unlike("fast_gru", "CCE", pair)
+        cheap = [torch.rand(2, model.cheap.channels, 1, 2, 2) for _ in range(2)]
+        with pytest.raises(ValueError, match=r"2 clips of Schedule\('CCE'\) hold no expensive map"):
+            model.from_features(cheap)
+        expensive = torch.rand(2, model.expensive.channels, 1, 1, 1)
+        assert model.from_features([*cheap, expensive]).shape == (2, CLASSES)
+    assert make_unlike("avg_pool", "CCE", "finer in space").from_features(maps).shape == (2, CLASSES)
 
 
 @torch.no_grad()
@@ -209,18 +215,18 @@ def test_averaging_gives_the_log_of_the_mean_probability_of_each_clips_own_netwo
 def test_the_feature_scales_multiply_the_features_of_their_network(name):
     plain, scaled = make(name), make(name, feature_scales=(2.0, 0.5))
     clips = videos(4)
-    expensive, cheap = feature_maps(plain, clips)
-    assert torch.equal(scaled(clips), plain.from_features(2.0 * expensive, 0.5 * cheap))
+    maps = [scale * x for scale, x in zip((2.0, 0.5, 0.5, 2.0), feature_maps(plain, clips), strict=True)]  # of ECCE
+    assert torch.equal(scaled(clips), plain.from_features(maps))
     assert (scaled(clips) - plain(clips)).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_dropout_acts_in_training_only():
     model = make("fast_gru", dropout=0.5)
-    expensive, cheap = feature_maps(model, videos(4))
-    assert torch.equal(model.from_features(expensive, cheap), model.from_features(expensive, cheap))
+    maps = feature_maps(model, videos(4))
+    assert torch.equal(model.from_features(maps), model.from_features(maps))
     model.train()
-    assert not torch.equal(model.from_features(expensive, cheap), model.from_features(expensive, cheap))
+    assert not torch.equal(model.from_features(maps), model.from_features(maps))
 
 
 @torch.no_grad()
@@ -262,15 +268,25 @@ def test_clips_that_do_not_fit_are_refused_with_their_shape_or_number():
     ]:
         with pytest.raises(ValueError, match=quoted):
             model(torch.zeros(shape))
-    maps = torch.rand(1, 3, CHANNELS, 1, 2, 2)
-    with pytest.raises(ValueError, match="3 clips do not fit"):
-        model.from_features(maps, maps)
-    for expensive, cheap in [(maps[:, :2], maps), (maps, maps[:, :, :8]), (maps[:, :, :8], maps), (maps, maps[0])]:
-        shapes = re.escape(
-            f"{tuple(expensive.shape)} and {tuple(cheap.shape)}; they must be (B, N, 32, l, h, w) and (B, N"
+    fit = torch.rand(1, CHANNELS, 1, 2, 2)
+    for number in (0, 3):
+        with pytest.raises(ValueError, match=f"{number} clips do not fit"):
+            model.from_features([fit] * number)
+    model.schedule = Schedule("ECE")
+    for place, bad in [
+        (0, fit[:, :8]),
+        (1, fit[:, :8]),
+        (1, fit[0]),
+        (1, fit.expand(2, -1, -1, -1, -1)),
+        (2, fit[..., 1:]),
+    ]:
+        maps = [bad if t == place else fit for t in range(3)]
+        shapes = (
+            f"maps have shapes {[tuple(x.shape) for x in maps]}; map {place} of Schedule('ECE') must be (1, 32, l, h"
         )
-        with pytest.raises(ValueError, match=shapes):
-            model.from_features(expensive, cheap)
+        with pytest.raises(ValueError, match=re.escape(shapes)):
+            model.from_features(maps)
+    model.schedule = Schedule("EC")
     state = None
     for clip in torch.rand(2, 1, 3, 8, 33, 40):
         state, _ = model.step(clip, state)

@@ -1,7 +1,12 @@
 """Tests of faster_lib.inference: prepared models against plain ones in float64, at odd sizes."""
 
 import copy
+import logging
+import os
 import pickle
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,9 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from faster_lib.data.datasets import VideoClips, VideoList
+from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
-from faster_lib.inference import TOLERANCE, _sizes_of_calls, prepare_for_inference, score_videos
+from faster_lib.inference import (
+    TOLERANCE,
+    _sizes_of_calls,
+    fast_form,
+    fold_batch_norm,
+    prepare_for_inference,
+    score_videos,
+)
 from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.models.backbones import TABLE_1, build_backbone
 from faster_lib.models.clips import normalise
@@ -19,6 +31,7 @@ from faster_lib.models.faster import Faster
 from faster_lib.profiles import load_profile
 
 CLASSES = 5
+LEARNED = [name for name, kind in AGGREGATORS.items() if not kind.aggregates_scores]
 
 
 def network(name: str, width: float, seed: int = 0) -> nn.Module:
@@ -95,7 +108,7 @@ def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(capl
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name, kind in AGGREGATORS.items() if not kind.aggregates_scores])
+@pytest.mark.parametrize("name", LEARNED)
 def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step_by_step(name):
     plain, features = build_aggregator(name, 20).eval(), torch.randn(4, 3, 20, 1, 3, 5)
     prepared, state = prepare_for_inference(plain), None
@@ -105,10 +118,12 @@ def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step
     exact = exact.read(exact.run(features.double()))
     for found in (state, prepared.run(features)):
         assert distance(prepared.read(found), exact) < TOLERANCE[torch.float32]
-    assert prepared._step.compiled is not None
+    assert prepared.step.compiled is not None
+    assert logging.getLogger("torch.utils.cpp_extension").level == logging.NOTSET
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # by the setting that this test makes
 def test_without_a_compiler_a_warning_names_it_and_the_scores_are_the_same(caplog):
     from torch._inductor import config
 
@@ -139,7 +154,7 @@ def test_videos_are_scored_from_their_files_in_order_whatever_the_batch(tmp_path
         frames = torch.randint(0, 255, (20, 40, 52, 3), generator=torch.Generator().manual_seed(number))
         paths.append(tmp_path / f"{number}.mp4")
         paths[-1].write_bytes(encode_h264(frames.byte().numpy(), fps=25, crf=20, gop_frames=8))
-    videos = VideoList(tuple(paths), (2, 0, 1), tuple("abc"))
+    videos = VideoList(tuple(Video(path, target) for path, target in zip(paths, (2, 0, 1), strict=True)), tuple("abc"))
     clips = VideoClips(videos, load_profile("tiny").data, clip_frames=8, num_clips=4, views=0, seed=0)
     plain = model("gru")
     found = list(score_videos(plain, clips, batch_videos=2, workers=workers))
@@ -150,8 +165,101 @@ def test_videos_are_scored_from_their_files_in_order_whatever_the_batch(tmp_path
     torch.testing.assert_close(torch.cat([scores for scores, _ in found]), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_clips", [1, 2, 8])
+@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_fast_form_computes_what_the_equations_say_and_gives_their_gradients(name, batch, num_clips):
+    torch.manual_seed(0)
+    plain = build_aggregator(name, 8).double().eval()
+    for tensor in plain.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.9).mul_(torch.randint_like(tensor, 2) * 2 - 1)
+    if name == "concat":
+        plain.bn.running_var.abs_()
+    fast, features = fast_form(plain), torch.randn(num_clips, batch, 8, 2, 3, 5, dtype=torch.float64)
+    found = []
+    for aggregator in (plain, fast):
+        inputs = features.clone().requires_grad_()
+        aggregator.zero_grad(set_to_none=True)
+        read = aggregator.read(aggregator.run(inputs))
+        read.sin().sum().backward()
+        found.append([read, inputs.grad, *(p.grad for p in plain.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-12)
+    if batch:
+        state = None
+        for feature in features:
+            state = fast(feature, state)
+        torch.testing.assert_close(fast.read(state), found[0][0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_fast_form_has_the_very_parameters_of_the_readable_one_and_refuses_what_that_refuses(name):
+    plain = build_aggregator(name, 8)
+    fast = fast_form(plain)
+    assert isinstance(fast, type(plain)) and type(fast_form(fast)) is type(fast)
+    assert (type(fast) is type(plain)) == (name == "avg_pool")
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    assert all(one is other for one, other in zip(plain.parameters(), fast.parameters(), strict=True))
+    twin = copy.deepcopy(fast).double()
+    assert all(p.dtype == torch.float32 for p in plain.parameters()) and type(twin) is type(fast)
+    good = torch.rand(2, 5) if name == "avg_pool" else torch.rand(2, 8, 1, 2, 2)
+    for state in (None, fast(good)):
+        with pytest.raises(ValueError, match=r"\(2, 9, 1, 2\)"):
+            fast(torch.zeros(2, 9, 1, 2), state)
+
+
 def test_what_cannot_be_prepared_is_refused_with_the_value():
     with pytest.raises(ValueError, match=r"torch\.float16.*torch\.float32 or torch\.bfloat16"):
         prepare_for_inference(model("gru"), dtype=torch.float16)
     with pytest.raises(TypeError, match=r"a Linear cannot be prepared"):
         prepare_for_inference(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"a PreparedBackbone cannot be prepared"):
+        prepare_for_inference(prepare_for_inference(network("r2d_26", 1 / 64), is_compiled=False))
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_folding_batch_norm_changes_nothing_but_rounding_and_leaves_the_network_alone(name):
+    torch.manual_seed(0)
+    network = build_backbone(name, 5, 1 / 16).eval()
+    for key, value in network.state_dict().items():
+        if "running" in key or ("weight" in key and value.ndim == 1):
+            value.uniform_(0.5, 2.0)  # as after training; zeros would hide the residual branches
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    clips = torch.randn(2, 3, 8, 33, 40)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(part, torch.nn.BatchNorm3d) for part in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded.double()(clips.double()), network.double()(clips.double()))
+    assert all(torch.equal(value.to(before[key].dtype), before[key]) for key, value in network.state_dict().items())
+
+
+FAULTS = """
+import resource, torch
+from faster_lib.inference import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(16):
+        torch.ones(2**24)  # 64 MiB, in 16,384 pages of 4 KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(keep_freed_memory(), faults(), faults())
+"""
+
+
+def count_faults(**environment: str) -> tuple[str, int, int]:
+    """Let a process of its own say whether it keeps memory, and count its page faults, twice."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS]
+    printed = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=True, timeout=300)
+    kept, first, again = printed.stdout.split()
+    return kept, int(first), int(again)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_memory_is_used_again_unless_the_environment_sets_the_allocator():
+    kept, first, again = count_faults()
+    assert kept == "True" and again < 20_000  # of 262,144; blocks find their places in the first round
+    kept, first, again = count_faults(MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept == "False" and min(first, again) > 250_000

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import finished, list_differences, list_lost
-from faster_lib.data.scan import scan
-from faster_lib.data.sources import load_videos
+from faster_lib.data.index import load_videos, scan
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Profile, load_profile
@@ -52,7 +51,7 @@ def test_a_run_that_is_killed_in_every_stage_of_training_ends_in_the_same_files(
 
 def test_the_comparison_sees_a_lost_a_repeated_and_a_changed_result(tmp_path):
     for folder in ("wanted", "found"):
-        entry = tmp_path / folder / "features" / "r2d_26-0"
+        entry = tmp_path / folder / "smoke" / "features" / "r2d_26-0"
         entry.mkdir(parents=True)
         for name in ("shard_0.safetensors", "shard_1.safetensors", "shard_2.safetensors"):
             (entry / name).write_bytes(b"features")
@@ -63,8 +62,8 @@ def test_the_comparison_sees_a_lost_a_repeated_and_a_changed_result(tmp_path):
     os.utime(entry / "shard_1.safetensors")
     (entry / "shard_2.safetensors").write_bytes(b"featureX")
     (entry / ".shard_3.safetensors.partial").write_bytes(b"half")
-    names = [f"features/r2d_26-0/{name}" for name in (".shard_3.safetensors.partial", "shard_0.safetensors")]
-    changed = "features/r2d_26-0/shard_2.safetensors"
+    names = [f"smoke/features/r2d_26-0/{name}" for name in (".shard_3.safetensors.partial", "shard_0.safetensors")]
+    changed = "smoke/features/r2d_26-0/shard_2.safetensors"
     assert len(list_lost(before, finished(tmp_path / "found"))) == 3
     assert list_differences(tmp_path / "wanted", tmp_path / "found", is_whole=True) == {"extraction": [*names, changed]}
     assert list_differences(tmp_path / "wanted", tmp_path / "found", is_whole=False) == {"extraction": [changed]}
@@ -82,11 +81,10 @@ train_backbone(Profile.model_validate_json(sys.argv[1]), "r2d_26", 8, runs=Path(
 
 def test_a_training_that_gets_sigterm_keeps_its_state_says_so_and_is_gone_on_with(tmp_path):
     profile = small(batch_frames=16, iterations=80, checkpoint_iterations=1000)  # keeps nothing of its own accord
-    for name in ("disturbed", "undisturbed"):
-        (tmp_path / name).mkdir()
     load_videos(profile, "train", runs=tmp_path)
     for name in ("disturbed", "undisturbed"):
-        (tmp_path / name / "videos").symlink_to(tmp_path / "videos")
+        (tmp_path / name / "smoke").mkdir(parents=True)
+        (tmp_path / name / "smoke" / "videos").symlink_to(tmp_path / "smoke" / "videos")
     command = [sys.executable, "-c", TRAINING, profile.model_dump_json(), str(tmp_path / "disturbed")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0.1"}
     environment.pop("TQDM_DISABLE", None)  # its bar says when it has begun
@@ -111,7 +109,7 @@ def test_a_training_that_is_stopped_between_its_weights_and_its_record_keeps_its
     replace, profile = os.replace, small()
 
     def stop_at_record(source: Path, target: Path) -> None:
-        if target.name == "record.json" and target.parent.parent.name == "backbones":
+        if target.name == "record.json" and target.parent.parent.name == "networks":
             raise KeyboardInterrupt
         replace(source, target)
 
@@ -121,7 +119,7 @@ def test_a_training_that_is_stopped_between_its_weights_and_its_record_keeps_its
             train_backbone(profile, "r2d_26", 8, runs=tmp_path)
     assert [value for name, value in finished(tmp_path).items() if name.endswith(": iteration")] == [4]
     train_backbone(profile, "r2d_26", 8, runs=tmp_path)
-    assert not list(tmp_path.glob("backbones/*/checkpoint*"))
+    assert not list(tmp_path.glob("smoke/networks/*/checkpoint*"))
 
 
 @pytest.fixture
@@ -188,13 +186,16 @@ def test_a_full_disk_ends_every_stage_with_the_name_of_the_file_and_loses_nothin
     assert not list_differences(wanted, found, is_whole=True)
 
 
-def test_a_full_disk_ends_a_scan_with_the_name_of_the_index_and_keeps_its_rows(tmp_path, disk):
-    videos, runs = [tmp_path / f"no-such-video-{number:05d}.mp4" for number in range(500)], disk[0] / "runs"
-    kept = []
+def test_a_full_disk_ends_a_scan_with_the_name_of_its_memory_and_keeps_the_rows(tmp_path, disk):
+    videos, runs = [tmp_path / f"no-video-{number:05d}.mp4" for number in range(200)], disk[0] / "runs"
+    memory, kept = runs / "smoke" / "index.scan.csv", []
+    memory.parent.mkdir(parents=True)
+    for video in videos:
+        video.touch()
 
     def work() -> None:
         kept.append(len(finished(runs)))
-        scan(videos, tmp_path, workers=1, runs=runs)
+        scan(videos, tmp_path, memory, workers=1)
 
     fill(disk, 12_000, tmp_path / "none", runs, work)
-    assert len(finished(runs)) == 1 + len(videos) and 10 < kept[1] < len(videos)
+    assert len(finished(runs)) == len(videos) and 10 < kept[1] < len(videos)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from faster_lib.data.loading import load_ahead
+from faster_lib.data.datasets import load_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

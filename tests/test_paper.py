@@ -112,7 +112,6 @@ def test_every_number_names_its_source():
         "FASTER (AAAI 2020), Table 4, row '1:3', column 'L=16 gmacs'"
     )
     assert all(f"Table {cell.table}" in cell.source and cell.row in cell.source for cell in paper.REPORTED)
-    assert all(setting.source and setting.unit for setting in paper.SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -194,20 +193,3 @@ def test_a_wrong_key_is_refused_with_the_key_and_the_valid_ones():
     for ask in (lambda: paper.table(9), lambda: paper.reported(9, "1:3", "L=8 gmacs")):
         with pytest.raises(KeyError, match=r"Table 9 .*\[2, 3, 4, 5, 6, 7, 8\]"):
             ask()
-
-
-def test_the_settings_are_those_of_the_text():
-    settings = {setting.name: setting.value for setting in paper.SETTINGS}
-    assert len(settings) == len(paper.SETTINGS)
-    assert settings == {
-        "reduction": 4,
-        "video_frames": 256,
-        "short_side_min": 256,
-        "short_side_max": 320,
-        "crop": 224,
-        "kinetics_classes": 400,
-        "kinetics_training_videos": 240_000,
-        "kinetics_frame_rate": 30,
-        "kinetics_duration": 10,
-        "timed_videos": 100,
-    }

@@ -29,15 +29,101 @@ def changed(folder, **changes):
     return load_profile("changed", folder=folder)
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_a_profile_loads_with_every_value_of_its_file(name):
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        return list(value) if isinstance(value, tuple | list) else value
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple | list) else value
 
-    content = yaml.safe_load((PARAMS / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert plain(load_profile(name).model_dump()) == {"name": name, **content}
+
+def stated(name: str) -> dict:
+    return yaml.safe_load((PARAMS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_has_every_value_of_its_file_and_of_its_base_what_it_does_not_state(name):
+    found, own = plain(load_profile(name).model_dump()), stated(name)
+    base = plain(load_profile(own["base"]).model_dump()) if "base" in own else {}
+    for section in found.keys() - {"name"}:
+        if section in own and own[section] is None:
+            assert found[section] is None
+            continue
+        expected = (base.get(section) or {}) | (own.get(section) or {})
+        assert (found[section] or {}) == expected
+        same = [key for key, value in (own.get(section) or {}).items() if (base.get(section) or {}).get(key) == value]
+        assert name not in ("smoke", "tiny_kinetics", "tiny_ucf101") or not same, f"{section} repeats {same}"
+
+
+def write_yaml(folder, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def based(tmp_path):
+    """A folder with the default profile, so that others can be based on it."""
+    write_yaml(tmp_path, tiny=(PARAMS / "tiny.yaml").read_text(encoding="utf-8"))
+    return tmp_path
+
+
+def test_bases_form_a_chain_of_which_each_changes_some_keys_and_null_drops_a_section(based):
+    write_yaml(
+        based,
+        a="base: tiny\ndata: {crop_px: 33}\nscene: {videos: {train: 5}, seed: 3}\n",
+        b="base: a\ndata: {source: folders, root: x, num_classes: 2}\nscene: null\n",
+        c="base: b\ndata: {flip: true}\n",
+    )
+    tiny, a, c = (load_profile(name, folder=based) for name in ("tiny", "a", "c"))
+    assert (a.data.crop_px, a.scene.seed, a.scene.videos, a.scene.noise) == (33, 3, {"train": 5}, tiny.scene.noise)
+    assert a.networks == tiny.networks and a.name == "a"
+    assert (c.scene, c.data.flip, c.data.root, c.data.crop_px) == (None, True, "x", 33)
+
+
+@pytest.mark.parametrize(
+    ("files", "quoted"),
+    [
+        (
+            {"a": "base: tony\n"},
+            "params/a.yaml: base is 'tony': unknown profile 'tony'; choose one of a, tiny, or write",
+        ),
+        ({"a": "base: 3\n"}, "params/a.yaml: base is 3: unknown profile 3"),
+        ({"a": "base: a\n"}, "params/a.yaml: base is 'a', which leads back to 'a'"),
+        (
+            {"a": "base: b\n", "b": "base: tiny\npretraining: {profile: none}\n"},
+            "params/b.yaml: pretraining.profile is 'none': unknown profile 'none'",
+        ),
+        ({"a": "base: b\n", "b": "base: c\n", "c": "base: b\n"}, "params/c.yaml: base is 'b', which leads back to 'b'"),
+        ({"a": "base: b\n", "b": "base: tiny\ndata: {crop_pix: 3}\n"}, "'crop_px'? (in params/b.yaml)"),
+        ({"a": "base: b\ndata: {flip: no way}\n", "b": "base: tiny\ndata: {flip: 3}\n"}, "(it is 'no way')"),
+        ({"a": "base: b\n", "b": "base: tiny\ndata: {crop_px: 999}\n"}, "shortest side of 40 (in params/b.yaml)"),
+        ({"a": "base: b\n", "b": "base: tiny\nlodaing: 3\n"}, "did you mean 'loading'? (in params/b.yaml)"),
+    ],
+    ids=[
+        "unknown",
+        "no name",
+        "itself",
+        "pretraining of a base",
+        "a circle",
+        "key of a base",
+        "own key",
+        "own section",
+        "section of a base",
+    ],
+)
+def test_a_wrong_base_or_a_fault_in_one_is_refused_with_the_file_in_which_it_stands(based, files, quoted):
+    write_yaml(based, **files)
+    with pytest.raises(ProfileError) as caught:
+        load_profile("a", folder=based)
+    assert quoted in str(caught.value)
+    assert "fault(s)" not in str(caught.value) or "params/a.yaml has 1 fault(s):" in str(caught.value)
+
+
+def test_a_trial_of_the_papers_size_has_its_networks_and_clips_and_two_videos():
+    trial, kinetics = load_profile("paper_size"), load_profile("kinetics400")
+    assert trial.networks == kinetics.networks and trial.engine == kinetics.engine
+    sizes = ("video_frames", "train_short_side_px", "test_short_side_px", "crop_px")
+    assert all(getattr(trial.data, key) == getattr(kinetics.data, key) for key in sizes)
+    assert trial.scene.videos == {"train": 2, "test": 1} and not trial.is_paper_scale
+    assert trial.backbone_training.iterations <= 2 and trial.aggregator_training.epochs == 1
 
 
 def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
@@ -52,7 +138,7 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"data__crop_pix": 49}, "data.crop_pix: unknown key (its value is 49); did you mean 'crop_px'?"),
         ({"scene__wombat": [1]}, "scene.wombat: unknown key (its value is [1])\n"),
         ({"backbone_trainings": 1}, "did you mean 'backbone_training'?"),
-        ({"aggregator_training__dropuot": 0.1}, "did you mean 'dropout'?"),
+        ({"aggregator_training__epohcs": 1}, "did you mean 'epochs'?"),
         ({"backbone_training__learning_rate": "1e-3"}, "'1e-3'; YAML reads 1e-3 as text, write 1.0e-3"),
         ({"data__flip": "no"}, "data.flip: Input should be a valid boolean (it is 'no')"),
         ({"loading__workers": 2.0}, "loading.workers: Input should be a valid integer (it is 2.0)"),
@@ -63,7 +149,7 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"loading": None}, "loading: Input should be an object (it is None)"),
         (
             {"networks__cheap": "r2plus1d_50", "networks__cheap_weights": "a.pth"},
-            "expensive and cheap are both 'r2plus1d_50', but expensive_weights is None and cheap_weights is 'a.pth'",
+            "but {'expensive_weights': None, 'cheap_weights': 'a.pth'}; one network has one start",
         ),
         ({"networks__width": MISSING}, "networks.width: this key is missing"),
         ({"loading": MISSING}, "loading: this key is missing"),
@@ -71,12 +157,20 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"data__train_short_side_px": [60, 50]}, "train_short_side_px is [60, 50]; the first must not exceed"),
         ({"data__video_frames": 8}, "but data.video_frames is 8"),
         ({"scene__shortest_shot_frames": 10_000}, "shots of 10000 frames exceed"),
-        ({"data__source": "annotated"}, "data.source is 'annotated' and data.annotations None, but there is a scene"),
-        ({"data__source": "ucf101", "data__annotations": "lists"}, "data.annotations 'lists', but there is a scene"),
-        ({"data__source": "ucf101", "data__root": "videos"}, "whose root is 'videos' need no scene (scene: null)"),
-        ({"data__source": "ucf101", "scene": None}, "ucf101 videos whose root is None need a scene"),
+        ({"data__source": "folders"}, "root is None, but folders videos need the folder that they are in"),
         ({"data__root": "videos"}, "root is 'videos', but generated videos have none"),
+        ({"data__source": "folders", "data__root": "videos"}, "folders videos need no scene (scene: null)"),
         ({"scene": None}, "generated videos need a scene section"),
+        (
+            {"data__source": "ucf101", "data__root": "x", "scene": None},
+            "fold is None, but ucf101 videos have three folds",
+        ),
+        (
+            {"data__source": "folders", "data__root": "x", "data__fold": 2, "scene": None},
+            "fold is 2, but folders videos",
+        ),
+        ({"data__annotations": "lists"}, "annotations is 'lists', but generated videos have no lists elsewhere"),
+        ({"data__fold": 1, "scene__videos": {"train": 31, "test": 16}}, "'train': 31}; three folds need twice as many"),
         (
             {"pretraining": {"profile": "smoke"}, "networks__cheap_weights": "a.pth"},
             "'cheap_weights': 'a.pth'}, but pretraining gives both networks",
@@ -110,8 +204,8 @@ def test_all_faults_are_listed_at_once(tmp_path):
     ("pretraining", "changes", "quoted"),
     [
         ("nowhere", {}, "changed.yaml: pretraining.profile is 'nowhere': unknown profile 'nowhere'; choose one of"),
-        ("changed", {}, "pretraining.profile is 'changed', which is 'changed' itself or starts from it"),
-        ("other", {"pretraining": {"profile": "changed"}}, "other.yaml: pretraining.profile is 'changed', which is"),
+        ("changed", {}, "pretraining.profile is 'changed', which leads back to 'changed'; it must come before"),
+        ("other", {"pretraining": {"profile": "changed"}}, "other.yaml: pretraining.profile is 'changed', which leads"),
         ("other", {"networks": {"width": 0.25}}, "is 'other', whose networks.width is 0.25; here it is 0.125"),
         ("other", {"networks": {"cheap": "r3d_50"}}, "whose networks.cheap is 'r3d_50'; here it is 'r2d_26'"),
     ],
@@ -158,6 +252,14 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
         load_profile("kinetics")
     assert "unknown profile 'kinetics'" in str(caught.value)
     assert all(name in str(caught.value) for name in PROFILES)
+
+
+def test_only_a_profile_that_states_a_fold_has_others():
+    folds = [load_profile("tiny_ucf101").in_fold(fold) for fold in (1, 2, 3)]
+    assert [profile.data.fold for profile in folds] == [1, 2, 3] and folds[0] == load_profile("tiny_ucf101")
+    for name, fold in (("tiny_ucf101", 4), ("tiny", 1), ("kinetics400", 2)):
+        with pytest.raises(ValueError, match=f"fold is {fold}; only a profile that states data.fold has folds, 1 to 3"):
+            load_profile(name).in_fold(fold)
 
 
 def test_no_value_of_a_profile_can_be_changed():

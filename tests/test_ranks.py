@@ -1,4 +1,4 @@
-"""Tests of faster_lib.training.ranks in real processes: a result is made by all ranks or none, and recorded once."""
+"""Tests of results that several processes make together: by all ranks or by none, and recorded once."""
 
 import os
 import socket
@@ -7,12 +7,12 @@ import sys
 
 from faster_lib.paths import ROOT
 from faster_lib.store import Entry
-from faster_lib.training.ranks import complete_together
+from faster_lib.training.loop import complete_together
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from faster_lib.training.ranks import complete_together, find_ranks
+from faster_lib.training.loop import complete_together, find_ranks
 from faster_lib.store import Entry
 
 folder, failing = Path(sys.argv[1]), sys.argv[2]
@@ -25,7 +25,7 @@ def make():
         file.write("once;")
     return {"rank": state.process_index}
 
-entry = Entry("kind", "label", {}, folder)
+entry = Entry("odd", "kind", "label", {}, folder)
 for _ in range(2):  # the second time it is there
     complete_together(entry, make)
 assert entry.is_complete
@@ -43,7 +43,7 @@ def launch(script: str, *arguments: object, ranks: int = 2) -> list[subprocess.P
     environments = [os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=given) for given in environments]
     for process in started:
-        process.said = process.communicate(timeout=120)[1]
+        process.said = process.communicate(timeout=600)[1]
     return started
 
 
@@ -51,18 +51,18 @@ def test_all_ranks_make_a_result_once_and_the_main_one_records_it(tmp_path):
     for rank in launch(SCRIPT, tmp_path, "nobody"):
         assert rank.returncode == 0, rank.said
     assert {p.name: p.read_text() for p in tmp_path.glob("made*")} == {"made_by_0": "once;", "made_by_1": "once;"}
-    assert Entry("kind", "label", {}, tmp_path).record["measures"] == {"rank": 0}
+    assert Entry("odd", "kind", "label", {}, tmp_path).record["measures"] == {"rank": 0}
 
 
 def test_an_error_in_one_rank_ends_all_and_leaves_no_record(tmp_path):
     main, other = launch(SCRIPT, tmp_path, 1)
     assert other.returncode and "No space left on device" in other.said
     assert main.returncode and (tmp_path / "made_by_0").is_file()
-    assert not Entry("kind", "label", {}, tmp_path).is_complete
+    assert not Entry("odd", "kind", "label", {}, tmp_path).is_complete
 
 
 def test_one_process_makes_a_result_by_itself(tmp_path):
-    entry = Entry("kind", "label", {}, tmp_path)
+    entry = Entry("odd", "kind", "label", {}, tmp_path)
     for _ in range(2):
         complete_together(entry, lambda: {"value": 1})
     assert entry.record["measures"] == {"value": 1}

@@ -1,17 +1,20 @@
-"""Tests of the one form of all tables, of what is written and read again, of the claims' rule, and of refusals."""
+"""Tests of tables and figures: the one form, what is written and read again, the claims' rule, points, refusals."""
 
-import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
 from faster_lib import paper
+from faster_lib.models.backbones import build_backbone
+from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.report import tables as report
-from faster_lib.report.figures import Panel, Series, draw_panels
-from faster_lib.report.tables import Claim, Row, claims_as_markdown, compare, judge, save_claims
+from faster_lib.report.figures import Panel, Series, caption_of, draw_panels, measured_series, video_mflops
+from faster_lib.report.tables import Claim, Row, claims_as_markdown, compare, judge, tabulate
+from faster_lib.training.features import FeaturePair
 
 TINY = load_profile("tiny")
 KINETICS = load_profile("kinetics400")
@@ -43,7 +46,7 @@ def test_each_number_stands_in_the_column_of_its_kind_and_the_status_says_what_i
 
 def test_an_accuracy_is_compared_with_the_papers_at_its_own_scale_alone():
     assert table(profile=KINETICS).frame.iloc[2]["difference"] == pytest.approx(-21.1)
-    with pytest.raises(ValueError, match=r"'1:3' of 'video@1 \(%\)' is there twice"):
+    with pytest.raises(ValueError, match=r"'video@1 \(%\)', '1:3'\) is there twice"):
         table([ROWS[2], ROWS[2]])
 
 
@@ -52,6 +55,18 @@ def test_a_table_shows_caption_cells_and_command_as_text_and_as_html():
     for shown in (text, page):
         assert "made by: " in shown and "papermill a.ipynb" in shown and "980.77" in shown and "NaN" not in shown
     assert text.startswith("Table 4 & more\n") and "Table 4 &amp; more" in page
+
+
+def test_a_table_shows_no_empty_column_and_equally_many_decimals_for_one_quantity():
+    cells = [Row("GFLOPs <&>", name, counted=value) for name, value in (("a", 60.0), ("b", 119.92), ("<c>", 1234567.0))]
+    counted = table([*cells, Row("M", "a", counted=3.0)])
+    assert list(counted.frame.columns) == list(report.COLUMNS), "the file has them all"
+    text, page = repr(counted), counted._repr_html_()
+    assert text.splitlines()[2].split() == ["counted", "status"]
+    assert [line.split()[-2] for line in text.splitlines()[4:8]] == ["60.00", "119.92", "1234567.00", "3"]
+    assert "GFLOPs &lt;&amp;&gt;" in page and "&lt;c&gt;" in page and "<c>" not in page
+    other = report.Table(pd.DataFrame({"n": [1, 20], "share": [0.5, 1.0]}, index=["x", "y"]), "caption", "command")
+    assert [line.split() for line in repr(other).splitlines()[3:5]] == [["x", "1", "0.5"], ["y", "20", "1.0"]]
 
 
 def test_saved_files_hold_the_table_its_origin_and_the_same_bytes_each_time(tmp_path):
@@ -73,8 +88,9 @@ def test_saved_files_hold_the_table_its_origin_and_the_same_bytes_each_time(tmp_
     assert frame.loc[("GFLOPs", "All E"), "status"].endswith("breaks the table's own rounding")
 
 
-def results(*marks: str) -> list[dict]:
-    return [{"correct": mark, "video@1": 100 * mark.count("1") / len(mark)} for mark in marks]
+def results(*marks: str, **more) -> list[SimpleNamespace]:
+    """Results of `measure_all`, one for each seed, of which each video has a 1 or 0."""
+    return [SimpleNamespace(correct=mark, video1=100 * mark.count("1") / len(mark), **more) for mark in marks]
 
 
 def test_a_claim_is_judged_on_the_same_videos_with_two_standard_errors():
@@ -117,12 +133,15 @@ def test_the_rule_of_a_claim(difference, uncertainty, margin, verdict):
 
 
 def test_the_claims_of_all_notebooks_join_into_one_markdown_table(tmp_path):
-    save_claims("02_b_tiny", [Claim("b wins", "Table 3", -3.0, 1.0)], command="x", folder=tmp_path)
-    shown = save_claims("01_a_tiny", [Claim("a matches", "Table 2", 0.2, 0.5, 1.0)], command="x", folder=tmp_path)
-    assert shown.frame.loc["a matches", "verdict"] == "holds"
+    found = {"02_b": Claim("b wins", "Table 3", -3.0, 1.0), "01_a": Claim("a matches", "Table 2", 0.2, 0.5, 1.0)}
+    for name, claim in found.items():
+        verdicts = tabulate([claim], command="x")
+        report.save(f"{name}_tiny_claims", None, verdicts, profile="tiny", seeds=[0], seconds=1, folder=tmp_path)
+    assert verdicts.frame.loc["a matches", "verdict"] == "holds"
     *_, first, second = claims_as_markdown(folder=tmp_path).splitlines()
     assert first == "| a matches (Table 2) | 01 | +0.2 ± 0.5 (margin 1) | **holds** |"
     assert second == "| b wins (Table 3) | 02 | -3.0 ± 1.0 | **does not hold** |"
+    assert tabulate([], command="x").frame.empty
 
 
 def test_a_command_names_every_parameter_as_papermill_takes_it():
@@ -158,21 +177,90 @@ def test_a_study_that_cannot_be_run_is_refused_with_the_value(clip_frames, ratio
         report.check_ratios(ratios, clip_frames, TINY)
 
 
-@pytest.mark.parametrize("seeds", [[], "0", [0, 0], [-1], [0.5], [True]])
-def test_wrong_seeds_are_refused_with_the_value(seeds):
-    with pytest.raises(ValueError, match=re.escape(f"{seeds}")):
-        report.check_seeds(seeds)
-
-
 @pytest.mark.parametrize(
-    ("clips", "quoted"), [([0], "at least 1"), ([2, 64], "at most 32"), ([4, 4], "twice"), (8, "8")]
+    ("numbers", "quoted"),
+    [
+        ([], r"n is \[\]; it must be a list"),
+        ("0", "n is '0'; it must be a list"),
+        ([0, 0], r"n is \[0, 0\]; each number may stand there once"),
+        ([-1], r"n is \[-1\]; each must be a whole number of at least 0 and at most 9"),
+        ([10], r"n is \[10\]"),
+        ([0.5], r"n is \[0.5\]"),
+        ([True], r"n is \[True\]"),
+    ],
 )
-def test_wrong_numbers_of_clips_are_refused_with_the_value(clips, quoted):
+def test_wrong_whole_numbers_are_refused_with_the_value(numbers, quoted):
     with pytest.raises(ValueError, match=quoted):
-        report.check_clip_counts(clips, 8, TINY)
+        report.check_whole_numbers("n", numbers, least=0, most=9)
+    assert report.check_whole_numbers("n", (9, 0), least=0, most=9) == [9, 0]
+
+
+def test_real_videos_get_rows_of_macro_f1_and_of_the_commonest_class_and_generated_ones_do_not():
+    cells = [("fast_gru", Schedule("EC")), ("avg_pool", Schedule("CC"))]
+    rows = [Row("video@1 (%), FAST-GRU", "1:1", measured=[80.0]), Row("video@1 (%), averaging", "All C", measured=[70])]
+
+    def rows_of(profile, **census):
+        more = {"commonest": 68.754, "video1_of_expected": 64.0, "census": SimpleNamespace(**census)}
+        measured = {cell: results("1", macro_f1=50.0 + n, **more) for n, cell in enumerate(cells)}
+        return report.rows_of_real_videos(SimpleNamespace(profile=profile), rows, cells, measured)
+
+    all_there, some_there = ({"expected": 20, "used": n, "missing": 19 - n, "corrupt": 1} for n in (20, 16))
+    f1, other, commonest, *counts = rows_of(KINETICS, **all_there)
+    assert (f1.quantity, f1.name, f1.measured) == ("macro-F1 (%), FAST-GRU", "1:1", [50.0])
+    assert (other.quantity, other.measured) == ("macro-F1 (%), averaging", [51.0])
+    assert (commonest.counted, commonest.measured) == (68.75, ())
+    assert {row.name: row.counted for row in counts} == all_there
+    _, _, first, second, *_ = rows_of(KINETICS, **some_there)
+    assert (first.quantity, first.name, first.measured) == ("video@1 (% of expected), FAST-GRU", "1:1", [64.0])
+    assert second.quantity == "video@1 (% of expected), averaging"
+    assert rows_of(TINY, **all_there) == []
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two small networks of the default profile at L = 8, untrained."""
+    built = {name: build_backbone(name, 16, 1 / 64) for name in ("r2plus1d_50", "r2d_26")}
+    parts = {"clip_frames": 8, "seconds": 10.0}
+    return FeaturePair(TINY, *(SimpleNamespace(name=n, network=network, **parts) for n, network in built.items()))
+
+
+def test_measured_cells_become_points_of_cost_and_mean_accuracy_with_their_spread(pair):
+    all_cheap, mix = ("avg_pool", Schedule("CC")), ("fast_gru", Schedule("EC"))
+    measured = {all_cheap: results("1000", seconds=1.0), mix: results("1100", "1110", seconds=2.0)}
+    series = measured_series("FAST-GRU", pair, [all_cheap, mix], measured, ["a", "b"])
+    assert series.y == [25.0, 62.5] and series.spread == pytest.approx([0.0, 12.5 * 2**0.5])
+    step = video_mflops(pair, *mix) - video_mflops(pair, None, mix[1])
+    assert series.x == [video_mflops(pair, *all_cheap), video_mflops(pair, *mix)] and step > 0
+    assert video_mflops(pair, *all_cheap) < video_mflops(pair, None, mix[1])
+    assert report.seconds_of(pair, measured) == 25.0
+    assert "ours, 4 generated videos, profile tiny" in caption_of(pair, measured) and "2 seed(s)" in caption_of(
+        pair, measured
+    )
+
+
+def test_labels_of_points_at_one_cost_are_lifted_off_each_other_and_others_left_alone():
+    series = [Series("R2D-26", [10, 10, 10, 90], [40.2, 40.0, 60.0, 40.1], labels=["b", "a", "c", "d"])]
+    figure = draw_panels([Panel("measured", "x", "y", series)], title="A title", caption="A caption")
+    lifts = {text.get_text(): text.xyann[1] - 6 for text in figure.axes[0].texts}
+    assert lifts["a"] == lifts["c"] == lifts["d"] == 0 and 9 < lifts["b"] < 12
+    plt.close(figure)
+
+
+def test_a_panel_without_points_says_so_and_a_function_draws_its_own():
+    empty = Panel("reported", "GFLOPs", "video@1 (%)", [Series("FAST-GRU", [], [])])
+    figure = draw_panels([empty, lambda ax: ax.set_title("mine")], title="A title", caption="A caption")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["the paper has no such cells"]
+    assert figure.axes[1].get_title() == "mine"
+    plt.close(figure)
+
+
+def test_every_cell_that_a_notebook_finds_contradicted_is_explained():
+    for number, row, column in paper.DISCREPANCIES:
+        assert report.printed_cell(number, row, column).value is not None
+    assert report.printed_cell(4, "1:31", "L=32 gmacs") is None and report.printed_cell(4, "1:2", "L=8 gmacs") is None
 
 
 def test_the_readme_holds_the_claims_as_the_notebooks_found_them():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     held = page.split("claims_as_markdown() -->\n")[1].split("<!-- end of claims -->")[0]
     assert held == claims_as_markdown(folder=ROOT / "figures"), "paste it again, see CONTRIBUTING"

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.data.sampling: all of it is integer arithmetic, so all of it is checked to the frame."""
+"""Tests of which frames make up clips, in faster_lib.data.datasets: all of it is checked to the frame."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faster_lib.data import sampling
+from faster_lib.data import datasets as sampling
 
 frames, clip_lengths, clip_counts = st.integers(1, 400), st.integers(1, 80), st.integers(1, 40)
 
@@ -78,7 +78,7 @@ def test_a_video_shorter_than_a_clip_is_looped():
 @pytest.mark.parametrize(
     ("call", "quoted"),
     [
-        (lambda: sampling.clip_frame_indices(0, 8, 0), "num_frames is 0"),
+        (lambda: sampling.clip_frame_indices(0, 8, 0), "frame 0 of a video with 0 frames"),
         (lambda: sampling.clip_frame_indices(10, 8, 10), "frame 10 of a video with 10 frames"),
         (lambda: sampling.clip_frame_indices(-1, 8, 10), "frame -1 of"),
         (lambda: sampling.random_clip_start(0, 8, seeded(0)), "8 frames .* 0 frames"),

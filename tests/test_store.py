@@ -13,7 +13,8 @@ import threading
 import pytest
 
 from faster_lib.paths import ROOT
-from faster_lib.store import Entry, circumstances, hash_of, write_whole
+from faster_lib.provenance import circumstances
+from faster_lib.store import Entry, hash_of, write_whole
 
 DEPENDS = {"recipe": 1, "network": "r2d_26", "training": {"rate": 0.005, "seeds": [0, 1], "flip": False}, "root": None}
 
@@ -101,8 +102,8 @@ def test_a_write_that_the_system_breaks_off_half_way_leaves_nothing(tmp_path):
 
 
 def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path):
-    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
-    assert entry.path == tmp_path / "backbones" / f"r2d_26-L8-{hash_of(DEPENDS)}"
+    entry = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path)
+    assert entry.path == tmp_path / "tiny" / "networks" / f"r2d_26-L8-{hash_of(DEPENDS)}"
     assert not entry.is_complete and not entry.path.exists()
 
     def break_off() -> dict:
@@ -117,13 +118,13 @@ def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path
     assert entry.is_complete and entry.record["measures"] == {"loss": 0.25}
     entry.complete(lambda: pytest.fail("made a second time"))
     assert entry.record["measures"] == {"loss": 0.25}
-    assert not Entry("backbones", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
+    assert not Entry("tiny", "networks", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
 
 
 def test_what_a_killed_writer_left_half_written_is_removed_and_what_others_write_stays(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
+    entry = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path)
     (entry.path / "UCF-101").mkdir(parents=True)
     here = platform.node()
     writers = {
@@ -139,11 +140,16 @@ def test_what_a_killed_writer_left_half_written_is_removed_and_what_others_write
 
 
 def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made(tmp_path):
-    entry = Entry("videos", "train", DEPENDS, tmp_path)
+    entry = Entry("tiny", "videos", "train", DEPENDS, tmp_path)
     entry.complete(lambda: {"bytes": 12})
     record = json.loads((entry.path / "record.json").read_text(encoding="utf-8"))
     assert record == entry.record
-    assert record["depends"] == DEPENDS and record["measures"] == {"bytes": 12} and record["seconds"] >= 0
+    assert (
+        record["profile"] == "tiny"
+        and record["depends"] == DEPENDS
+        and record["measures"] == {"bytes": 12}
+        and record["seconds"] >= 0
+    )
     assert {"python", "torch", "numpy", "av"} <= set(record["versions"]) and record["device"]
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", record["finished"])
@@ -154,7 +160,7 @@ def test_a_record_says_what_the_result_depends_on_and_where_and_when_it_was_made
 
 
 def test_an_unfinished_entry_says_what_it_is_and_its_record_adds_up_what_all_its_starts_took(tmp_path):
-    entry = Entry("backbones", "r2d_26-L8", DEPENDS, tmp_path)
+    entry = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path)
     begun, part = entry.path / "begun.json", entry.path / "checkpoint.pt"
 
     def die_after_100_seconds() -> dict:
@@ -173,14 +179,14 @@ def test_an_unfinished_entry_says_what_it_is_and_its_record_adds_up_what_all_its
     assert record["starts"] == 3 and record["seconds"] == pytest.approx(200, abs=2)
     assert record["started"] == first["started"] <= record["finished"]
     assert record["host"]["cpus"] == os.cpu_count() and record["processes"] == 1
-    assert 50 < record["peak_mib"]["process"] < record["host"]["memory_mib"]  # torch alone takes more than 50 MiB
+    assert 50 < record["peak_mib"] < record["host"]["memory_mib"]  # torch alone takes more than 50 MiB
 
 
 HOLDER = """
 import sys
 from pathlib import Path
 from faster_lib.store import Entry
-entry = Entry("backbones", "shared", {"a": 1}, Path(sys.argv[1]))
+entry = Entry("tiny", "networks", "shared", {"a": 1}, Path(sys.argv[1]))
 def make():
     print("held", flush=True)
     sys.stdin.readline()
@@ -191,7 +197,7 @@ entry.complete(make)
 
 @pytest.mark.parametrize("does_finish", [True, False], ids=["holder finishes", "holder is killed"])
 def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path, does_finish):
-    entry = Entry("backbones", "shared", {"a": 1}, tmp_path)
+    entry = Entry("tiny", "networks", "shared", {"a": 1}, tmp_path)
     seen = []
 
     def make():

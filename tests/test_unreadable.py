@@ -4,25 +4,20 @@ import json
 import shutil
 
 import pytest
-import yaml
 
 from faster_lib import Schedule
-from faster_lib.data import sources
-from faster_lib.data.imitation import imitate
-from faster_lib.data.sources import load_videos, what_videos_depend_on
+from faster_lib.data.datasets import Census
+from faster_lib.data.index import index_videos, load_videos, videos_key
 from faster_lib.data.video import VideoError
-from faster_lib.paths import PARAMS
-from faster_lib.profiles import Profile, parse_profile
-from faster_lib.training.evaluation import measure_all
-from faster_lib.training.features import FeaturePair
-from faster_lib.training.stage1 import train_backbone
+from faster_lib.profiles import Profile, load_profile, parse_profile
+from tests.foreign_layouts import write_layout
 
 
 @pytest.fixture(scope="module")
 def whole(make_scene, tmp_path_factory):
     """A folder with 20 training and 16 test videos, one folder per class."""
     folder = tmp_path_factory.mktemp("whole") / "videos"
-    imitate(make_scene(videos={"train": 20, "test": 16}), "folders", folder, workers=2)
+    write_layout(make_scene(videos={"train": 20, "test": 16}), "folders", folder)
     return folder
 
 
@@ -36,69 +31,85 @@ def damaged(whole, tmp_path):
     cut.write_bytes(cut.read_bytes()[:3000])
     (folder / test[5]).unlink()
     (folder / test[7]).write_bytes(bytes(4000))
-    sources._read_real.cache_clear()
     return folder
 
 
-def profile_of(root, share: float) -> Profile:
-    content = yaml.safe_load((PARAMS / "smoke.yaml").read_text())
+def profile_of(root, share: float, **training) -> Profile:
+    content = load_profile("smoke").model_dump(mode="json")
     content["data"] |= {"source": "folders", "root": str(root), "video_frames": 64, "most_unreadable_share": share}
-    content["backbone_training"] |= {"iterations": 3}
-    return parse_profile({"name": "damaged", **content, "scene": None}, source="a test")
+    content["backbone_training"] |= {"iterations": 3, **training}
+    return parse_profile(content | {"name": "damaged", "scene": None}, source="a test")
 
 
-def test_results_say_what_was_used_and_count_what_was_not_as_wrong(damaged, tmp_path, caplog):
+def test_the_index_says_what_is_used_and_its_loss_is_logged_once(damaged, tmp_path, caplog):
     profile = profile_of(damaged, 0.05)
-    networks = [train_backbone(profile, name, 8, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26")]
-    pair = FeaturePair(profile, *networks, runs=tmp_path)
-    cell = ("fast_gru", Schedule("ECCC"))
-    (result,) = measure_all(pair, [cell], seeds=[0], split="test")[cell]
-    census = {"expected": 16, "used": 14, "missing": 1, "corrupt": 1}
-    assert {key: result[key] for key in census} == census
-    assert result["videos"] == len(result["correct"]) == 14
-    right = result["correct"].count("1")
-    assert result["video@1"] == pytest.approx(100 * right / 14)
-    assert result["video@1 of expected"] == pytest.approx(100 * right / 16)
-    said = [record.message for record in caplog.records if record.name == "faster_lib.data.sources"]
+    with pytest.raises(FileNotFoundError, match="make index PROFILE=damaged"):
+        load_videos(profile, "train", runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
+    assert load_videos(profile, "test", runs=tmp_path).census == Census(expected=16, used=14, missing=1, corrupt=1)
+    for _ in range(2):
+        assert len(load_videos(profile, "train", runs=tmp_path, is_training=True)) == 19
+    said = [record.message for record in caplog.records if record.name == "faster_lib.data.index"]
     (of_train,) = [message for message in said if "of the 20 videos of split 'train'" in message]
     assert "0 missing, 1 corrupt" in of_train and "left out" in of_train
     (of_test,) = [message for message in said if "of the 16 videos of split 'test'" in message]
     assert "1 missing, 1 corrupt" in of_test
 
 
-def test_training_stops_where_more_than_the_set_share_is_unreadable(damaged, tmp_path):
+def test_results_say_what_was_used_and_count_what_was_not_as_wrong(damaged, tmp_path):
+    from faster_lib.training.evaluation import measure_all
+    from faster_lib.training.features import FeaturePair
+    from faster_lib.training.stage1 import train_backbone
+
+    profile = profile_of(damaged, 0.05)
+    index_videos(profile, runs=tmp_path)
+    networks = [train_backbone(profile, name, 8, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26")]
+    pair = FeaturePair(profile, *networks, runs=tmp_path)
+    cell = ("fast_gru", Schedule("ECCC"))
+    (result,) = measure_all(pair, [cell], seeds=[0], split="test")[cell]
+    assert result.census == Census(expected=16, used=14, missing=1, corrupt=1)
+    assert result.videos == len(result.correct) == 14
+    right = result.correct.count("1")
+    assert result.video1 == pytest.approx(100 * right / 14)
+    assert result.video1_of_expected == pytest.approx(100 * right / 16)
+
+
+def test_training_is_refused_where_more_than_the_set_share_is_unreadable_and_looking_is_not(damaged, tmp_path):
+    profile = profile_of(damaged, 0.04)
+    index_videos(profile, runs=tmp_path)
     with pytest.raises(ValueError, match=r"1 of the 20 videos of split 'train'.*most_unreadable_share is 0\.04"):
-        train_backbone(profile_of(damaged, 0.04), "r2d_26", 8, runs=tmp_path)
-    assert len(load_videos(profile_of(damaged, 0.04), "train", runs=tmp_path)) == 19  # looking is no training
+        load_videos(profile, "train", runs=tmp_path, is_training=True)
+    assert len(load_videos(profile, "train", runs=tmp_path)) == 19
 
 
-def test_a_file_that_breaks_after_the_scan_is_skipped_and_logged_once_up_to_the_share(damaged, tmp_path, caplog):
-    profile = profile_of(damaged, 0.1)  # of 20 videos: the one of the scan, and one more
-    videos = load_videos(profile, "train", runs=tmp_path)
-    for path in videos.paths[:1]:
+def test_a_file_that_breaks_after_the_index_is_skipped_and_logged_once_up_to_the_share(damaged, tmp_path, caplog):
+    from faster_lib.training.stage1 import train_backbone
+
+    profile = profile_of(damaged, 0.1, iterations=6)  # of 20 videos: the one of the index, and one more
+    index_videos(profile, runs=tmp_path)
+    paths = [video.path for video in load_videos(profile, "train", runs=tmp_path).videos]
+    for path in paths[:1]:
         path.write_bytes(path.read_bytes()[:2000])
-    profile = profile.model_copy(
-        update={"backbone_training": profile.backbone_training.model_copy(update={"iterations": 6})}
-    )
     train_backbone(profile, "r2d_26", 8, runs=tmp_path)  # two epochs and more: it comes by twice at least
     skipped = [record.message for record in caplog.records if record.message.startswith("skipped: ")]
-    assert len(skipped) == 1 and str(videos.paths[0]) in skipped[0]
-    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("backbones/*/record.json"))
-    assert list(record["measures"]["skipped"]) == [str(videos.paths[0])]
+    assert len(skipped) == 1 and str(paths[0]) in skipped[0]
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.glob("damaged/networks/*/record.json"))
+    assert list(record["measures"]["skipped"]) == [str(paths[0])]
     assert record["measures"]["videos"] == {"expected": 20, "used": 19, "missing": 0, "corrupt": 1}
-    for path in videos.paths[1:6]:
+    for path in paths[1:6]:
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(VideoError, match=r"[3-7] of 20 videos cannot be read.*which is 0\.1"):
         train_backbone(profile, "r3d_50", 8, runs=tmp_path)
 
 
-def test_results_depend_on_the_content_of_the_files(whole, tmp_path):
+def test_the_key_depends_on_the_content_of_the_files_once_they_are_indexed_again(whole, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(whole, folder)
-    first = what_videos_depend_on(profile_of(whole, 0.0), "test", runs=tmp_path)
     profile = profile_of(folder, 0.0)
-    assert what_videos_depend_on(profile, "test", runs=tmp_path)["list"] == first["list"]  # wherever it lies
+    index_videos(profile, runs=tmp_path)
+    key = videos_key(profile, "test", runs=tmp_path)
     one, other = (folder / name for name in (folder / "test.txt").read_text().splitlines()[:2])
     one.write_bytes(other.read_bytes())
-    sources._read_real.cache_clear()  # once a process
-    assert what_videos_depend_on(profile, "test", runs=tmp_path)["list"] != first["list"]
+    assert videos_key(profile, "test", runs=tmp_path) == key
+    index_videos(profile, runs=tmp_path)
+    assert videos_key(profile, "test", runs=tmp_path) != key

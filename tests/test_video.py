@@ -1,6 +1,8 @@
 """Tests of faster_lib.data.video: what is written comes back, and what cannot be read is named."""
 
 import random
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
+from faster_lib.paths import ROOT
 
 
 def ramps(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -124,3 +127,14 @@ def test_frames_that_cannot_be_decoded_are_an_error_that_names_file_and_frames(t
 def test_frames_that_cannot_be_encoded_are_an_error_that_quotes_them(frames, quoted):
     with pytest.raises(ValueError, match=quoted):
         encode_h264(frames, fps=25, crf=18, gop_frames=8)
+
+
+def test_a_process_that_reads_videos_first_can_still_train():
+    """PyTorch's convolutions crash where decord was loaded before it."""
+    program = (
+        "from faster_lib.data import video\nimport torch\n"
+        "network = torch.nn.Conv3d(3, 8, 3, padding=1)\n"
+        "network(torch.randn(4, 3, 8, 16, 16, requires_grad=True)).sum().backward()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

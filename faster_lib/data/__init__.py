@@ -1,1 +1,1 @@
-"""Videos in, clips out: files, sampling, transforms, data sets."""
+"""Videos in, clips out: files, the index, transforms, data sets, and generated videos."""

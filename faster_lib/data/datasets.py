@@ -1,116 +1,84 @@
-"""Annotated videos as PyTorch data sets: random clips for stage 1, all clips of a video for stage 2 and the test."""
+"""Videos as PyTorch data sets, loaded ahead: random clips for stage 1, all clips of a video for stage 2 and the test.
 
-import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+A clip is L consecutive frames; a video shorter than a clip is looped. Everything random comes from a seed and numbers.
+"""
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from joblib import Parallel, cpu_count, delayed
+from threadpoolctl import threadpool_limits
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from faster_lib.data import sampling
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import VideoError, open_video, read_frames
 from faster_lib.profiles import Data
 
-ANNOTATIONS = "annotations.csv"
-_COLUMNS = ["path", "label", "split"]
+Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cut centrally
+Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
 _STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
+_AHEAD = 2  # items a worker, as PyTorch's loader has it
+# joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
+_REPLACED = "A worker stopped while some jobs were given to the executor"
+
+
+@dataclass(frozen=True)
+class Video:
+    """One readable video; what its index says of it, or None and "decord" where it has none."""
+
+    path: Path
+    target: int = 0
+    frames: int | None = None
+    decoder: str = "decord"  # or "decord_in_order", where frames must be decoded from the beginning
+
+    def open(self) -> Any:
+        """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
+        reader = open_video(self.path)
+        if self.frames not in (None, length := len(reader)):
+            raise VideoError(f"{self.path}: has {length} frames, but {self.frames} when it was indexed; index it again")
+        return reader
+
+    def read(self, reader: Any, indices: Sequence[int]) -> torch.Tensor:
+        """Decode frames from the open file, freshly opened where the decoder goes in order: (n, H, W, 3) uint8, RGB."""
+        return read_frames(reader, indices, path=self.path, is_seekable=self.decoder == "decord")
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many videos the lists of a split name, and what became of them."""
+
+    expected: int
+    used: int
+    missing: int
+    corrupt: int
 
 
 @dataclass(frozen=True)
 class VideoList:
-    """The videos of one split; class indices follow the alphabetical order of all labels of the set.
+    """The readable videos of one split; a target is a place in `classes`."""
 
-    Args:
-        frames, is_seekable: of each video, where the set has been indexed (`faster_lib.data.scan`).
-        missing, corrupt: how many videos more the set's lists name, which cannot be read and are not among these.
-    """
-
-    paths: tuple[Path, ...]
-    targets: tuple[int, ...]
+    videos: tuple[Video, ...]
     classes: tuple[str, ...]
-    frames: tuple[int, ...] = ()
-    is_seekable: tuple[bool, ...] = ()
-    missing: int = 0
-    corrupt: int = 0
+    missing: int = 0  # how many videos more the lists name, which are not there
+    corrupt: int = 0  # likewise, which cannot be read
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.videos)
 
     @property
-    def census(self) -> dict[str, int]:
-        """Count the videos: expected by the lists, used, missing, corrupt."""
-        expected = len(self) + self.missing + self.corrupt
-        return {"expected": expected, "used": len(self), "missing": self.missing, "corrupt": self.corrupt}
-
-    def open(self, index: int) -> "OpenVideo":
-        """Give one video to read from; one that is indexed is not opened before a frame of it is asked for."""
-        frames = self.frames[index] if self.frames else None
-        return OpenVideo(self.paths[index], frames, self.is_seekable[index] if self.is_seekable else True)
-
-
-class OpenVideo:
-    """A video that is being read.
-
-    Args:
-        frames: how many there are, by the index; None where there is no index.
-        is_seekable: by the index; a video that is not is opened for each reading, and decoded from its beginning.
-    """
-
-    def __init__(self, path: Path, frames: int | None, is_seekable: bool):
-        self.path, self.frames, self.is_seekable = path, frames, is_seekable
-
-    @cached_property
-    def reader(self) -> Any:
-        """The open video; raises VideoError if it cannot be read, or is not as long as the index says."""
-        return self._open()
-
-    @property
-    def num_frames(self) -> int:
-        """The number of frames."""
-        return len(self.reader) if self.frames is None else self.frames
-
-    def read(self, indices: Sequence[int]) -> torch.Tensor:
-        """Decode frames: (len(indices), H, W, 3) uint8, RGB."""
-        reader = self.reader if self.is_seekable else self._open()
-        return read_frames(reader, indices, path=self.path, is_seekable=self.is_seekable)
-
-    def _open(self) -> Any:
-        reader = open_video(self.path)
-        if self.frames is not None and len(reader) != self.frames:
-            raise VideoError(
-                f"{self.path}: has {len(reader)} frames, but {self.frames} when it was indexed; start again, "
-                "which indexes files that have changed"
-            )
-        return reader
-
-
-def read_annotations(root: Path, split: str) -> VideoList:
-    """Read one split of `<root>/annotations.csv`: path (relative to root), label and split.
-
-    Raises: FileNotFoundError without such a file; ValueError for other columns, an empty field or an unknown split.
-    """
-    path = root / ANNOTATIONS
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}; it must have the columns {','.join(_COLUMNS)}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != _COLUMNS:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; they must be {','.join(_COLUMNS)}")
-        rows = list(reader)
-    for number, row in enumerate(rows, start=2):
-        if None in row or not all(row.values()):
-            raise ValueError(f"{path}, line {number}: {list(row.values())} is not one path, label and split")
-    classes = tuple(sorted({row["label"] for row in rows}))
-    chosen = [row for row in rows if row["split"] == split]
-    if not chosen:
-        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(sorted({row['split'] for row in rows}))}")
-    targets = tuple(classes.index(row["label"]) for row in chosen)
-    return VideoList(tuple(root / row["path"] for row in chosen), targets, classes)
+    def census(self) -> Census:
+        """Count the videos."""
+        return Census(len(self) + self.missing + self.corrupt, len(self), self.missing, self.corrupt)
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -119,33 +87,90 @@ def generator_for(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
+def clip_frame_indices(start: int, clip_frames: int, num_frames: int) -> list[int]:
+    """List the frames of the clip that begins at `start`, looping over a video that is too short."""
+    if not 0 <= start < num_frames:
+        raise ValueError(f"a clip cannot start at frame {start} of a video with {num_frames} frames")
+    return [(start + i) % num_frames for i in range(clip_frames)]
+
+
+def random_clip_start(num_frames: int, clip_frames: int, generator: torch.Generator) -> int:
+    """Draw the first frame of a clip of L consecutive frames, every possible one equally likely."""
+    return int(torch.randint(_last_start(num_frames, clip_frames) + 1, (), generator=generator))
+
+
+def random_clip_starts(num_frames: int, clip_frames: int, num_clips: int, generator: torch.Generator) -> list[int]:
+    """Draw N clips independently and put them in temporal order, which is ours: the paper does not say."""
+    return sorted(random_clip_start(num_frames, clip_frames, generator) for _ in range(num_clips))
+
+
+def uniform_clip_starts(num_frames: int, clip_frames: int, num_clips: int) -> list[int]:
+    """Place N clips uniformly ("to cover the whole video"), from its beginning to its end; one goes to the middle."""
+    if num_clips < 1:
+        raise ValueError(f"num_clips is {num_clips}; at least one clip is needed")
+    last = _last_start(num_frames, clip_frames)
+    return [i * last // (num_clips - 1) for i in range(num_clips)] if num_clips > 1 else [last // 2]
+
+
+def num_clips_covering(video_frames: int, clip_frames: int) -> int:
+    """Give the N for which L x N equals the video's frames; raises ValueError if L does not divide them."""
+    if video_frames % clip_frames:
+        choices = ", ".join(str(length) for length in range(8, video_frames + 1, 8) if video_frames % length == 0)
+        rule = f"L x N must equal the profile's {video_frames} frames; choose L from {choices}"
+        raise ValueError(f"L is {clip_frames}, but {rule}")
+    return video_frames // clip_frames
+
+
+def _last_start(num_frames: int, clip_frames: int) -> int:
+    if num_frames < 1 or clip_frames < 1:
+        raise ValueError(f"a clip of {clip_frames} frames cannot be taken from a video of {num_frames} frames")
+    return max(num_frames - clip_frames, 0)
+
+
+class Item(NamedTuple):
+    """What a data set gives for a video: its clips, or why it cannot be read."""
+
+    clips: torch.Tensor  # uint8, as the data set says; empty where there is a problem
+    target: int
+    video: int  # its place in the list
+    problem: str = ""
+
+
+class Batch(NamedTuple):
+    """Some items of `RandomClips`."""
+
+    clips: torch.Tensor  # (B, clips_per_video, 3, L, crop, crop)
+    targets: torch.Tensor  # (B,)
+    skipped: list[tuple[int, str]]  # place of the video, and why it could not be read
+
+
+@dataclass(frozen=True, eq=False)
 class RandomClips(Dataset):
-    """Random clips of L consecutive frames; an item is asked for as (epoch, index of the video).
+    """Random clips of a video, asked for as (epoch, place); one that cannot be read gives an item with a problem.
 
-    A video that turns out to be unreadable gives its index and the reason instead.
-
-    Shape: item -> (clips_per_video, 3, L, crop, crop) uint8, target
+    Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
     """
 
-    def __init__(self, videos: VideoList, data: Data, *, clip_frames: int, clips_per_video: int, seed: int):
-        self.videos, self.data, self.seed = videos, data, seed
-        self.clip_frames, self.clips_per_video = clip_frames, clips_per_video
+    videos: VideoList
+    data: Data
+    _: KW_ONLY
+    clip_frames: int
+    clips_per_video: int
+    seed: int
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        epoch, index = draw
-        generator = generator_for(self.seed, epoch, index)
-        clips = []
+    def __getitem__(self, draw: tuple[int, int]) -> Item:
+        video, generator, clips = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
         try:
             for _ in range(self.clips_per_video):
-                video = self.videos.open(index)
-                start = sampling.random_clip_start(video.num_frames, self.clip_frames, generator)
-                frames = video.read(sampling.clip_frame_indices(start, self.clip_frames, video.num_frames))
-                del video  # as long as its reader lives, it decodes on in the background
-                clips.append(_random_view(frames, self.data, generator))
+                reader = video.open()
+                start = random_clip_start(len(reader), self.clip_frames, generator)
+                frames = video.read(reader, clip_frame_indices(start, self.clip_frames, len(reader)))
+                del reader  # as long as it lives, it decodes on in the background
+                clips.append(_cut(frames, self.data, generator))
         except VideoError as error:
-            return index, str(error)
-        return stack_clips(clips) if len(clips) > 1 else clips[0][None], self.videos.targets[index]
+            return Item(torch.empty(0), video.target, draw[1], str(error))
+        return Item(stack_clips(clips) if len(clips) > 1 else clips[0][None], video.target, draw[1])
 
 
 def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -153,141 +178,162 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([clip.movedim(-4, -1) for clip in clips]).movedim(-1, -4)
 
 
-class Batch(NamedTuple):
-    """Some items of `RandomClips`: clips (B, clips_per_video, 3, L, crop, crop), targets (B,), and what was skipped."""
-
-    clips: torch.Tensor
-    targets: torch.Tensor
-    skipped: list[tuple[int, str]]  # index of the video, and why it could not be read
-
-
-def collate(items: Sequence[tuple]) -> Batch:
-    """Make a batch of those items that could be read; a batch may be smaller than asked for, or empty."""
-    skipped = [item for item in items if isinstance(item[1], str)]
-    there = [item for item in items if not isinstance(item[1], str)]
-    clips = [clips for clips, _ in there]
-    targets = torch.tensor([target for _, target in there], dtype=torch.int64)
-    return Batch(stack_clips(clips) if clips else torch.empty(0), targets, skipped)
+def collate(items: Sequence[Item]) -> Batch:
+    """Make a batch of those items that could be read, which may be none."""
+    there = [item for item in items if not item.problem]
+    clips = stack_clips([item.clips for item in there]) if there else torch.empty(0)
+    targets = torch.tensor([item.target for item in there], dtype=torch.int64)
+    return Batch(clips, targets, [(item.video, item.problem) for item in items if item.problem])
 
 
-class EpochDraws(Sampler):
-    """Endless shuffled epochs cut into batches of (epoch, index), from any iteration on, so that training resumes.
+@dataclass(frozen=True)
+class EpochDraws:
+    """Endless shuffled epochs cut into batches of (epoch, place), from iteration `first` on, so that training resumes.
 
-    Args:
-        mine, parts: each batch is dealt out into so many parts, of which these are given one after the other.
+    Each batch is dealt out into `parts`, of which `mine` are given one after the other.
     """
 
-    def __init__(
-        self,
-        num_videos: int,
-        *,
-        batch_videos: int,
-        first: int,
-        iterations: int,
-        seed: int,
-        mine: Sequence[int] = (0,),
-        parts: int = 1,
-    ):
-        self.num_videos, self.batch_videos, self.seed = num_videos, batch_videos, seed
-        self.first, self.iterations, self.mine, self.parts = first, iterations, mine, parts
+    num_videos: int
+    _: KW_ONLY
+    batch_videos: int
+    first: int
+    iterations: int
+    seed: int
+    mine: Sequence[int] = (0,)
+    parts: int = 1
 
     def __len__(self) -> int:
         return (self.iterations - self.first) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        orders: dict[int, list[int]] = {}
+        @lru_cache(1)
+        def order(epoch: int) -> list[int]:
+            return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
+
         for iteration in range(self.first, self.iterations):
             positions = range(iteration * self.batch_videos, (iteration + 1) * self.batch_videos)
-            batch = []
-            for epoch, place in (divmod(position, self.num_videos) for position in positions):
-                if epoch not in orders:
-                    orders = {epoch: self._order(epoch), **{e: o for e, o in orders.items() if e == epoch - 1}}
-                batch.append((epoch, orders[epoch][place]))
+            batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, self.num_videos) for p in positions)]
             yield from (batch[part :: self.parts] for part in self.mine)
 
-    def _order(self, epoch: int) -> list[int]:
-        return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
 
-
+@dataclass(frozen=True, eq=False)
 class VideoClips(Dataset):
     """All N clips of a video, the frames decoded once.
 
-    With `views` = 0 the clips cover the video uniformly and are cut centrally, as in the test. Otherwise each view has
-    its own N random clips in temporal order and its own random cut, as in stage 2's training.
+    Args:
+        views: 0 for uniform clips cut centrally, as in the test; in stage 2's training so many times N random clips in
+            temporal order, each time with a random cut.
 
-    Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8, target
+    Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for learning to aggregate".
     """
 
-    def __init__(self, videos: VideoList, data: Data, *, clip_frames: int, num_clips: int, views: int, seed: int):
-        self.videos, self.data, self.seed = videos, data, seed
-        self.clip_frames, self.num_clips, self.views = clip_frames, num_clips, views
+    videos: VideoList
+    data: Data
+    _: KW_ONLY
+    clip_frames: int
+    num_clips: int
+    views: int
+    seed: int
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        video = self.videos.open(index)
-        generators = [generator_for(self.seed, view, index) for view in range(self.views)]
-        length = video.num_frames
-        starts = [self._starts(length, generator) for generator in generators or [None]]
-        wanted = [
-            [i for start in view for i in sampling.clip_frame_indices(start, self.clip_frames, length)]
-            for view in starts
-        ]
-        needed = sorted({i for view in wanted for i in view})
-        step = _STEP_FRAMES if video.is_seekable else len(needed)
-        size = (len(wanted), self.num_clips * self.clip_frames, *[self.data.crop_px] * 2, 3)
-        views = torch.empty(size, dtype=torch.uint8)
-        for first in range(0, len(needed), step):
-            numbers = needed[first : first + step]
-            frames = video.read(numbers)
-            for view, indices, generator in zip(views, wanted, generators or [None], strict=True):
-                self._fill(view, indices, frames, numbers, generator)
+    def __getitem__(self, index: int) -> Item:
+        video = self.videos.videos[index]
+        reader = video.open()
+        generators = [generator_for(self.seed, view, index) for view in range(self.views)] or [None]
+        wanted = np.array([self._draw_indices(len(reader), generator) for generator in generators])  # (views, N * L)
+        needed = np.unique(wanted)
+        views = torch.empty(*wanted.shape, *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
+        step = _STEP_FRAMES if video.decoder == "decord" else len(needed)
+        for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
+            frames = video.read(reader, numbers.tolist())
+            for view, indices, generator in zip(views, wanted, generators, strict=True):
+                places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
+                if len(places):
+                    rows = np.searchsorted(numbers, indices[places])
+                    again = generator and generator.clone_state()  # all parts of a view are cut alike
+                    cut = _cut(frames[rows.min() : rows.max() + 1], self.data, again).movedim(0, -1)
+                    view.numpy()[places] = cut.numpy()[rows - rows.min()]
         clips = views.unflatten(1, (self.num_clips, self.clip_frames))
-        return clips.movedim(-1, 2), self.videos.targets[index]
+        return Item(clips.movedim(-1, 2), video.target, index)
 
-    def _fill(
-        self,
-        view: torch.Tensor,
-        indices: Sequence[int],
-        frames: torch.Tensor,
-        numbers: Sequence[int],
-        generator: torch.Generator | None,
-    ) -> None:
-        """Cut those of the decoded frames that a view shows, and write them where it does: (N * L, H, W, 3)."""
-        shown = set(indices)
-        used = [row for row, number in enumerate(numbers) if number in shown]
-        row_of = {numbers[row]: i for i, row in enumerate(used)}
-        places = [place for place, number in enumerate(indices) if number in row_of]
-        if used:
-            again = generator.clone_state() if generator else None  # all parts of a view are cut alike
-            cut = self._cut(frames[_span(used)], again).movedim(0, -1)
-            view[_span(places)] = cut[_span([row_of[indices[place]] for place in places])]
-
-    def _starts(self, num_frames: int, generator: torch.Generator | None) -> list[int]:
-        if generator is None:
-            return sampling.uniform_clip_starts(num_frames, self.clip_frames, self.num_clips)
-        return sampling.random_clip_starts(num_frames, self.clip_frames, self.num_clips, generator)
-
-    def _cut(self, frames: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        if generator is None:
-            data = self.data
-            return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
-        return _random_view(frames, self.data, generator)
+    def _draw_indices(self, length: int, generator: Draws) -> list[int]:
+        size = (length, self.clip_frames, self.num_clips)
+        starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
+        return [i for start in starts for i in clip_frame_indices(start, self.clip_frames, length)]
 
 
-def _span(numbers: list[int]) -> slice | list[int]:
-    """Give an index that makes no copy, where the numbers follow each other."""
-    first, last = numbers[0], numbers[-1]
-    return slice(first, last + 1) if numbers == list(range(first, last + 1)) else numbers
+def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
+    if generator is None:
+        return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
+    sizes = {"short_side_px": data.train_short_side_px, "crop_px": data.crop_px}
+    return train_transform(frames, **sizes, is_flip_allowed=data.flip, generator=generator)
 
 
-def _random_view(frames: torch.Tensor, data: Data, generator: torch.Generator) -> torch.Tensor:
-    return train_transform(
-        frames,
-        short_side_px=data.train_short_side_px,
-        crop_px=data.crop_px,
-        is_flip_allowed=data.flip,
-        generator=generator,
-    )
+def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
+    """Load in so many threads, ahead and in order, or with 0 in the one that asks; errors come in their items' places.
+
+    Decoding, scaling and copying leave Python's lock to others, what threads load needs no copy, and nothing is forked.
+    """
+    if workers == 0:
+        yield from map(load, given)
+        return
+    pool, loading = ThreadPoolExecutor(workers, "load", initializer=_use_one_core), deque()
+    try:
+        for each in given:
+            loading.append(pool.submit(load, each))
+            if len(loading) > _AHEAD * workers:
+                yield loading.popleft().result()
+        while loading:
+            yield loading.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _use_one_core() -> None:
+    """Let PyTorch split nothing that this thread does; torch.set_num_threads would hold for all threads."""
+    torch.get_num_threads()  # sets what a new thread starts with
+    threadpool_limits(1, user_api="openmp")
+
+
+def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[Item]:
+    """Decode all clips of some videos, one after the other, ahead in so many threads."""
+    return load_ahead(clips.__getitem__, videos, workers)
+
+
+def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
+    """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads, pinned for a GPU."""
+
+    def load(drawn: Sequence[tuple[int, int]]) -> Batch:
+        batch = collate([clips[draw] for draw in drawn])
+        return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
+
+    return load_ahead(load, draws, workers)
+
+
+def count_cores() -> int:
+    """Give how many cores this process may use, by its affinity and its container's limits too."""
+    return cpu_count()
+
+
+def run_all(
+    function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
+) -> None:
+    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 stand for this one.
+
+    What it gives is dropped; `bar` tells the progress bar more.
+    """
+    parts = list(parts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _REPLACED)
+        jobs = (delayed(_call)(os.getpid(), function, part) for part in parts)
+        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
+        deque(tqdm(done, desc=title, unit=unit, total=len(parts), **bar), maxlen=0)
+
+
+def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:
+    """Call the function, unless the process that asked for it is gone: a new one may be at the same part."""
+    if main in (os.getpid(), os.getppid()):
+        function(*part)

@@ -13,8 +13,6 @@ strength of its tint and the share of its frames with action, and in a share of 
 that some are hardly legible to anybody. Labels are balanced, and nothing else tells them.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faster_lib.data.datasets import ANNOTATIONS
-from faster_lib.data.video import encode_h264, encode_mpeg4
-from faster_lib.jobs import run_all
-from faster_lib.paths import RUNS
+from faster_lib.data.datasets import run_all
+from faster_lib.data.video import encode_h264
 from faster_lib.profiles import Scene
-from faster_lib.store import Entry, write_whole
+from faster_lib.store import write_whole
 
 RECIPE = 4  # raised whenever the same scene would give other pixels
 
@@ -36,78 +32,56 @@ MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 CONTEXTS = {"red": (0.87, -0.87, 0), "green": (-0.87, 0.87, 0), "blue": (-0.5, -0.5, 1), "yellow": (0.5, 0.5, -1)}
 SPLITS = ("train", "val", "test", "stage1")  # a video depends on its split's place here
 CLASSES = tuple(f"{motion}_{context}" for motion, context in itertools.product(MOTIONS, CONTEXTS))
-Planned = tuple[Path, int, tuple[int, ...]]  # of a video where it goes, the class, and what else its pixels depend on
 
 
-def generate(scene: Scene, split: str, *, workers: int, runs: Path = RUNS) -> Path:
-    """Make the videos of one split, or find them again, and give the folder with their `annotations.csv`.
+class Planned(NamedTuple):
+    """A generated video: its file's name, its class, the split as an index has it, and what its pixels depend on."""
 
-    Each video depends on the scene, the split and its number alone; an interrupted run goes on from what is there.
+    name: str
+    label: str
+    split: str
+    seed: tuple[int, int]
 
-    Raises: ValueError for a split that the scene does not have.
+
+def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
+    """List the videos of one split; raises ValueError if the scene does not have it.
+
+    With folds, those of train and test are one list: the first fold tests the scene's test, the others as many videos
+    of its train.
     """
     if split not in scene.videos:
         raise ValueError(f"unknown split {split!r}; the scene has {', '.join(scene.videos)}")
-    depends = {"recipe": RECIPE, "scene": scene.model_dump(mode="json", exclude={"videos"}), "split": split}
-    depends["videos"] = scene.videos[split]
-    entry = Entry("videos", split, depends, runs)
-    entry.complete(lambda: _write_split(scene, split, entry.path, workers))
-    return entry.path
+    is_pooled = has_folds and split in ("train", "test")
+    videos = [(each, i) for each in (("test", "train") if is_pooled else (split,)) for i in range(scene.videos[each])]
+    plan = []
+    for place, (each, i) in enumerate(videos):
+        folds = ("test" if place // scene.videos["test"] == fold else "train" for fold in range(3))
+        words = " ".join(folds if is_pooled else [split] * (3 if has_folds else 1))
+        plan.append(Planned(f"{each}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], words, (SPLITS.index(each), i)))
+    return plan
 
 
-def _write_split(scene: Scene, split: str, folder: Path, workers: int) -> dict[str, int]:
-    rows = [(f"{split}_{i:05d}.mp4", CLASSES[i % len(CLASSES)], split) for i in range(scene.videos[split])]
-    plan = [(folder / row[0], i % len(CLASSES), (SPLITS.index(split), i)) for i, row in enumerate(rows)]
-    size = write_videos(plan, scene, title=f"generate {split} videos", workers=workers)
-    write_whole(folder / ANNOTATIONS, _as_csv([("path", "label", "split"), *rows]))
-    return {"videos": len(rows), "bytes": size}
+def write_planned(plan: Sequence[Planned], folder: Path, scene: Scene, *, workers: int) -> None:
+    """Write those videos of a plan that are missing."""
+    parts = [(folder / video.name, video, scene) for video in plan if not (folder / video.name).is_file()]
+    run_all(_write_video, parts, workers=workers, title="generate videos", unit="video")
 
 
-def write_videos(plan: Sequence[Planned], scene: Scene, *, title: str, workers: int) -> int:
-    """Write those videos of a plan that are missing, and give the size of all of them in bytes."""
-    missing = [planned for planned in plan if not planned[0].is_file()]
-    run_all(_write_video, [(*planned, scene) for planned in missing], workers=workers, title=title, unit="video")
-    return sum(path.stat().st_size for path, *_ in plan)
+def _write_video(path: Path, video: Planned, scene: Scene) -> None:
+    frames = render_video(video.label, scene, np.random.default_rng([scene.seed, *video.seed]))
+    write_whole(path, encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
 
 
-def _write_video(path: Path, class_index: int, seed: tuple[int, ...], scene: Scene) -> None:
-    frames = render_video(class_index, scene, np.random.default_rng([scene.seed, *seed]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".avi":
-        content = encode_mpeg4(frames, fps=scene.fps)
-    else:
-        content = encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames)
-    write_whole(path, content)
-
-
-def _as_csv(rows: list[tuple[str, str, str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-class Shot(NamedTuple):
-    """A stretch of frames seen by one camera; `first` and `last` as in a slice."""
-
-    first: int
-    last: int
-
-
-def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw one video of a class.
-
-    Shape: -> (scene.frames, scene.size_px, scene.size_px, 3) uint8, RGB
-    Args:
-        scene: the profile's `scene` section.
-    """
-    motion, context = list(itertools.product(MOTIONS, CONTEXTS))[class_index]
+def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Draw one video of a class: (scene.frames, scene.size_px, scene.size_px, 3) uint8, RGB."""
+    motion, context = label.split("_")
     video = np.empty((scene.frames, scene.size_px, scene.size_px, 3), dtype=np.float32)
     does_flicker = rng.random() < scene.flicker_share
     legibility = rng.uniform(*scene.hard_legibility) if rng.random() < scene.hard_share else 1.0
     context_contrast = legibility * rng.uniform(*scene.context_contrast)
     action_share = legibility * rng.uniform(*scene.action_share)
-    for shot in cut_into_shots(scene, rng):
-        frames = video[shot.first : shot.last]
+    for first, last in cut_into_shots(scene, rng):
+        frames = video[first:last]
         frames[:] = _background(len(frames), scene, rng)[..., None]
         if rng.random() < scene.distractor_share:
             _draw_distractor(frames, scene, rng)
@@ -118,13 +92,12 @@ def render_video(class_index: int, scene: Scene, rng: np.random.Generator) -> np
     return np.clip(video, 0, 255, out=video).astype(np.uint8)
 
 
-def cut_into_shots(scene: Scene, rng: np.random.Generator) -> list[Shot]:
-    """Cut a video into shots of at least `scene.shortest_shot_frames`, their number drawn from `scene.shots`."""
+def cut_into_shots(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Draw where a video is cut: the first frame of each shot, and the one after its last."""
     count = int(rng.integers(scene.shots[0], scene.shots[1] + 1))
     spare = scene.frames - count * scene.shortest_shot_frames
     cuts = np.sort(rng.integers(0, spare + 1, size=count - 1)) + scene.shortest_shot_frames * np.arange(1, count)
-    edges = [0, *cuts.tolist(), scene.frames]
-    return [Shot(first, last) for first, last in itertools.pairwise(edges)]
+    return list(itertools.pairwise([0, *cuts.tolist(), scene.frames]))
 
 
 def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -146,18 +119,14 @@ def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.n
 def _draw_distractor(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
     """Put a still, tinted disc in front of the background."""
     tint = np.asarray(list(CONTEXTS.values())[rng.integers(len(CONTEXTS))], dtype=np.float32)
-    frames += (
-        _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)[..., None] * 40 * tint
-    )
+    disc = _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)
+    frames += disc[..., None] * 40 * tint
 
 
 def _draw_actors(
     frames: np.ndarray, direction, does_flicker: bool, action_share: float, scene: Scene, rng: np.random.Generator
 ) -> None:
-    """Draw the actors: they move together while the action is on and rest otherwise.
-
-    Each has a polarity, bright or dark, which turns over in a share of the frames.
-    """
+    """Draw the actors, each bright or dark, or flickering: they move while the action is on and rest otherwise."""
     num_frames = len(frames)
     is_moving = np.zeros(num_frames, dtype=bool)
     is_moving[slice(*_stretch(num_frames, action_share, rng))] = True
@@ -165,10 +134,8 @@ def _draw_actors(
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
         mask = scene.actor_contrast * _disc(scene.size_px, position, scene.actor_px / 2)  # (T, H, W)
-        if does_flicker:
-            mask *= rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1
-        else:
-            mask *= rng.choice((-1, 1))
+        flicker = rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
+        mask *= flicker
         frames += mask[..., None]
 
 

@@ -5,15 +5,16 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch  # before decord: loaded after it, PyTorch's convolutions crash
+
+# isort: split
 import av
 import decord
 import numpy as np
-import torch
 from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
@@ -28,23 +29,22 @@ class VideoError(RuntimeError):
     """A video file that cannot be read; the message names the file and what is wrong with it."""
 
 
-class Probe(NamedTuple):
-    """What reading a whole video showed."""
+class File(NamedTuple):
+    """What reading a whole file showed; sizes are as decoded, turned upright where the file says so."""
 
-    frames: int
-    fps: float
-    width_px: int  # as decoded, turned upright where the file says so
-    height_px: int
-    duration_seconds: float
-    codec: str
-    is_seekable: bool  # whether frames read out of order are those read in order
+    frames: int = 0
+    fps: float = 0.0
+    width_px: int = 0
+    height_px: int = 0
+    codec: str = ""
+    decoder: str = ""  # "decord", or "decord_in_order" where frames read out of order are not those read in order
+    bytes: int = 0
+    sha256: str = ""
+    problem: str = ""  # empty, or "missing: ..." or "corrupt: ..."
 
 
 def open_video(path: str | Path) -> decord.VideoReader:
-    """Open one video for random access.
-
-    Raises: VideoError if the file is missing, empty, or holds no decodable video stream.
-    """
+    """Open one video for random access; raises VideoError if it is missing, empty, or holds no decodable stream."""
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
@@ -63,12 +63,10 @@ def open_video(path: str | Path) -> decord.VideoReader:
 def read_frames(
     reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path, is_seekable: bool = True
 ) -> torch.Tensor:
-    """Decode the frames at `indices` (repeats allowed) from an open reader.
+    """Decode the frames at `indices` (repeats allowed) from an open reader: (len(indices), H, W, 3) uint8, RGB.
 
-    Shape: -> (len(indices), H, W, 3) uint8, RGB
     Args:
-        is_seekable: as `probe_video` found it; a video that is not is decoded from its beginning, and must come freshly
-            opened.
+        is_seekable: whether the video's decoder is "decord"; others decode from the beginning, in a fresh reader.
     Raises: VideoError if a frame cannot be decoded, naming `path`.
     """
     try:
@@ -78,17 +76,14 @@ def read_frames(
         kept = {i: frame for i, frame in enumerate(_in_order(reader, max(wanted) + 1)) if i in wanted}
         return torch.from_numpy(np.stack([kept[i] for i in indices]))
     except Exception as error:
-        raise VideoError(
-            f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)} ({_first_line(error)}); "
-            "the file may be truncated"
-        ) from error
+        where = f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)}"
+        raise VideoError(f"{where} ({_first_line(error)}); the file may be truncated") from error
 
 
-def probe_video(path: str | Path) -> Probe:
+def probe_video(path: str | Path) -> File:
     """Read every frame of a video, then some of them out of order, and say what it is.
 
-    Raises: VideoError if the file cannot be opened, a frame cannot be decoded, or a tenth of the frames that its
-        container announces is not there.
+    Raises: VideoError if it or a frame cannot be read, or a tenth of the frames that it announces is not there.
     """
     reader = open_video(path)
     codec, fps, announced = _read_header(path)
@@ -98,14 +93,13 @@ def probe_video(path: str | Path) -> Probe:
             sums.append(zlib.crc32(frame))
             size = frame.shape[:2]
     except Exception as error:
-        raise VideoError(
-            f"{path}: frame {len(sums)} or one soon after cannot be decoded ({_first_line(error)})"
-        ) from error
+        where = f"{path}: frame {len(sums)} or one soon after"
+        raise VideoError(f"{where} cannot be decoded ({_first_line(error)})") from error
     if not sums or len(sums) < _LEAST_SHARE * announced:
         raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
     fps = fps or float(reader.get_avg_fps())
     is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
-    return Probe(len(sums), round(fps, 3), size[1], size[0], round(len(sums) / fps, 3), codec, is_seekable)
+    return File(len(sums), round(fps, 3), size[1], size[0], codec, "decord" if is_seekable else "decord_in_order")
 
 
 def _read_header(path: str | Path) -> tuple[str, float, int]:
@@ -140,45 +134,31 @@ def _is_seekable(path: str | Path, sums: Sequence[int], key_frames: Sequence[int
     places = sorted({min(max(k + d, 0), last) for k in [*spread, last // 2, last] for d in (-1, 0, 1)}, reverse=True)
     one_by_one, at_once = open_video(path), open_video(path)
     try:
-        if any(zlib.crc32(one_by_one.get_batch([i]).asnumpy()) != sums[i] for i in places):
-            return False
-        batch = at_once.get_batch(places[::-1]).asnumpy()
+        found = [zlib.crc32(one_by_one.get_batch([i]).asnumpy()) for i in places]
+        found += [zlib.crc32(frame) for frame in at_once.get_batch(places[::-1]).asnumpy()]
     except Exception:
         return False
-    return [zlib.crc32(frame) for frame in batch] == [sums[i] for i in places[::-1]]
+    return found == [sums[i] for i in [*places, *places[::-1]]]
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
-    """Encode frames as an H.264 `.mp4` held in memory, the same bytes for the same frames.
+    """Encode frames (T, H, W, 3) uint8, H and W even, as an H.264 `.mp4` in memory: the same bytes for the same frames.
 
-    The caller writes the bytes, so that a full disk is an ordinary error and never a half-written video.
-
-    Shape: frames (T, H, W, 3) uint8, H and W even.
     Args:
         crf: x264's constant rate factor, 0 (lossless) to 51.
         gop_frames: at most this many frames between key frames; short groups make random access cheap.
     Raises: ValueError if the frames have another shape, type or an odd size.
     """
-    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1"}
-    options |= {"g": str(gop_frames), "keyint_min": "1"}
-    return _encode(frames, fps=fps, container="mp4", codec="libx264", options=options)
-
-
-def encode_mpeg4(frames: np.ndarray, *, fps: int) -> bytes:
-    """Encode frames as MPEG-4 Part 2 in an `.avi`, the form in which UCF-101 and HMDB-51 come; as `encode_h264`."""
-    options = {"qscale": "2", "g": "12", "threads": "1", "flags": "+bitexact"}
-    return _encode(frames, fps=fps, container="avi", codec="mpeg4", options=options)
-
-
-def _encode(frames: np.ndarray, *, fps: int, container: str, codec: str, options: dict[str, str]) -> bytes:
     if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"{codec} with 4:2:0 chroma needs even sizes, not {height} x {width}")
+        raise ValueError(f"H.264 with 4:2:0 chroma needs even sizes, not {height} x {width}")
+    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1"}
+    options |= {"g": str(gop_frames), "keyint_min": "1"}
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format=container) as file:
-        stream = file.add_stream(codec, rate=Fraction(fps), options=options)
+    with av.open(buffer, mode="w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -1,29 +1,16 @@
-"""The clip-level networks of Table 1, as data read by one builder, and the way to all other networks and weights."""
+"""The clip networks of Table 1, as data read by one builder, and the way to torchvision's networks and to weights."""
 
-import copy
-import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, as_input, check_clips
-from faster_lib.models.torchvision import (
-    PREFIX,
-    TORCHVISION,
-    TorchvisionBackbone,
-    build_torchvision,
-    fetch_weights,
-    rename_weights,
-)
+from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, ClipNetwork, as_input, check_clips, check_whole
 from faster_lib.models.weights import fit_weights, is_weight_file, read_weights
 
 BN_EPS = 1e-3  # Source: VMZ, the code base of Tran et al. 2018; torch's default momentum 0.1 is its Caffe2 momentum 0.9
-
-
 SPACE_STRIDE = 32  # Source: Table 1, 224 pixels become 7
 
 
@@ -69,19 +56,16 @@ class Bottleneck(nn.Module):
         out_channels = EXPANSION * width
         time_stride = 1 if block == "2d" else stride
         layers = [conv_bn(in_channels, width, (1, 1, 1)), nn.ReLU(inplace=True)]
-        if block == "2d":
-            layers += [conv_bn(width, width, (1, 3, 3), (1, stride, stride))]
-        elif block == "3d":
-            layers += [conv_bn(width, width, (3, 3, 3), (stride, stride, stride))]
-        else:
+        if block == "2plus1d":
             factorised = factorised_width(width)
             layers += [conv_bn(width, factorised, (1, 3, 3), (1, stride, stride)), nn.ReLU(inplace=True)]
             layers += [conv_bn(factorised, width, (3, 1, 1), (stride, 1, 1))]
+        else:
+            layers += [conv_bn(width, width, (1 if block == "2d" else 3, 3, 3), (time_stride, stride, stride))]
         layers += [nn.ReLU(inplace=True), conv_bn(width, out_channels, (1, 1, 1))]
         self.residual = nn.Sequential(*layers)
-        if stride == 1 and in_channels == out_channels:
-            self.shortcut = nn.Identity()
-        else:
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
             self.shortcut = conv_bn(in_channels, out_channels, (1, 1, 1), (time_stride, stride, stride))
         self.relu = nn.ReLU(inplace=True)
 
@@ -89,120 +73,89 @@ class Bottleneck(nn.Module):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-class Backbone(nn.Module):
-    """A clip network of Table 1: stem, max pooling, four stages, global average pooling, one fully-connected layer.
+class Backbone(ClipNetwork):
+    """A clip network of Table 1: stem, max pooling, four stages, global average pooling, a fully-connected layer.
 
-    Shape: (B, 3, L, H, W) float -> (B, num_classes) logits; L a multiple of 8.
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; maps (B, channels, L/8, H/32, W/32)
     Raises: ValueError if the clips have another shape.
     Source: FASTER (AAAI 2020), Table 1.
     """
 
     def __init__(self, architecture: Architecture, *, num_classes: int, width: float):
         super().__init__()
-        scale = _channel_scaler(width)
+        if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
+            raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
         stem, channels = [], 3
         for out_channels, kernel, stride in architecture.stem:
-            stem += [conv_bn(channels, scale(out_channels), kernel, stride), nn.ReLU(inplace=True)]
-            channels = scale(out_channels)
+            stem += [conv_bn(channels, _scale(out_channels, width), kernel, stride), nn.ReLU(inplace=True)]
+            channels = _scale(out_channels, width)
         self.stem = nn.Sequential(*stem)
         self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         stages = []
-        for stage in architecture.stages:
-            blocks = []
-            for i in range(stage.blocks):
-                stride = stage.stride if i == 0 else 1
-                blocks.append(Bottleneck(channels, scale(stage.width), stride=stride, block=architecture.block))
-                channels = EXPANSION * scale(stage.width)
+        for num_blocks, stage_width, stage_stride in architecture.stages:
+            scaled, blocks = _scale(stage_width, width), []
+            for stride in (stage_stride, *[1] * (num_blocks - 1)):
+                blocks.append(Bottleneck(channels, scaled, stride=stride, block=architecture.block))
+                channels = EXPANSION * scaled
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.channels = channels  # of the feature map
+        self.channels = channels
         self.classifier = nn.Linear(channels, num_classes)
         _initialise(self)
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the feature map x_t of the last convolutional layer.
-
-        Shape: (B, 3, L, H, W), normalised or uint8 -> (B, channels, L/8, H/32, W/32), the sizes of space rounded up
-        """
         check_clips(clips)
         return self.stages(self.pool(self.stem(as_input(clips))))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
         clip_frames, *sides = clip_size
         return clip_frames // CLIP_FRAMES_MULTIPLE, *(math.ceil(side / SPACE_STRIDE) for side in sides)
-
-    def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool a feature map globally and score it.
-
-        Shape: (B, channels, l, h, w) -> (B, num_classes) logits
-        """
-        return self.classifier(features.mean(dim=(-3, -2, -1)))
-
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(clips))
 
 
 def build_backbone(
     name: str, num_classes: int = 400, width: float = 1.0, weights: str | Path | None = None
-) -> Backbone | TorchvisionBackbone:
+) -> ClipNetwork:
     """Build a network of Table 1 or one of torchvision's, with fresh weights unless some are given.
 
     Args:
-        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/r2plus1d_18",
-            "torchvision/r3d_18", "torchvision/mc3_18" or "torchvision/s3d".
+        name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/" and one of
+            "r2plus1d_18", "r3d_18", "mc3_18", "s3d".
         width: scales every channel count but the input's and the classes'; torchvision's networks have 1.0 alone.
         weights: as `load_weights` takes them.
-
-    Raises: ValueError for an unknown name, a width that is not positive, or fewer than one class; what `load_weights`
-        raises.
+    Raises: ValueError for an unknown name, a width that is not positive, fewer than one class, or unfit weights.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes!r}; it must be a whole number of at least 1")
+    check_whole("num_classes", num_classes)
     if name in TABLE_1:
         network = Backbone(TABLE_1[name], num_classes=num_classes, width=width)
-    elif isinstance(name, str) and name.startswith(PREFIX):
-        network = build_torchvision(name.removeprefix(PREFIX), num_classes, width)
+    elif isinstance(name, str) and name.startswith("torchvision/"):
+        from faster_lib.models.torchvision import build_torchvision  # here, since Table 1 needs torch alone
+
+        network = build_torchvision(name, num_classes, width)
     else:
-        known = ", ".join([*TABLE_1, *(PREFIX + other for other in TORCHVISION)])
-        raise ValueError(f"unknown network {name!r}; choose one of {known}")
+        known = ", ".join(TABLE_1)
+        raise ValueError(f"unknown network {name!r}; choose one of {known}, or torchvision's, such as torchvision/s3d")
     if weights is not None:
         load_weights(network, weights)
     return network
 
 
-def load_weights(network: Backbone | TorchvisionBackbone, weights: str | Path) -> None:
+def load_weights(network: ClipNetwork, weights: str | Path) -> None:
     """Put weights into a network; a classifier of another number of classes is left out, with a warning.
 
     Args:
         weights: a file ending in .safetensors, .pth or .pt, none of whose code is run; for torchvision's networks also
             torchvision's name for published weights, such as "KINETICS400_V1" or "DEFAULT".
-
     Raises: ValueError for an unknown name, a file that holds code, or weights whose keys or shapes do not match.
     """
-    is_torchvision = isinstance(network, TorchvisionBackbone)
-    if is_weight_file(weights):
-        found = read_weights(Path(weights).expanduser())
-    elif is_torchvision:
-        found = fetch_weights(network, str(weights))
-    else:
+    is_file = is_weight_file(weights)
+    found = read_weights(Path(weights).expanduser()) if is_file else None
+    if not isinstance(network, Backbone):
+        from faster_lib.models.torchvision import fetch_weights, rename_weights
+
+        found = rename_weights(found if is_file else fetch_weights(network, str(weights)))
+    elif not is_file:
         raise ValueError(f"weights is {weights!r}; for a network of Table 1 it must end in .safetensors, .pth or .pt")
-    fit_weights(network, rename_weights(found) if is_torchvision else found, str(weights))
-
-
-def fold_batch_norm(network: Backbone | TorchvisionBackbone) -> Backbone | TorchvisionBackbone:
-    """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
-
-    The copy computes the same to rounding. A batch norm stays where no convolution comes straight before it in the same
-    sequence, as some of torchvision's do; Table 1's networks keep none.
-    """
-    folded = copy.deepcopy(network).eval()
-    for part in folded.modules():
-        if isinstance(part, nn.Sequential):
-            for place, (first, second) in enumerate(itertools.pairwise(list(part))):
-                if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
-                    part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-    return folded
+    fit_weights(network, found, str(weights))
 
 
 def factorised_width(width: int) -> int:
@@ -216,21 +169,16 @@ def factorised_width(width: int) -> int:
 def conv_bn(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
-    """Build a convolution without bias, padded to keep odd kernels centred, and its batch normalisation.
-
-    The even kernel 8 of R2D-26's stem meets a stride of 8 and takes no padding along time.
-    """
-    padding = tuple(k // 2 if k % 2 else 0 for k in kernel)
+    """Build a convolution without bias, padded to keep odd kernels centred, and its batch normalisation."""
+    padding = tuple(k // 2 if k % 2 else 0 for k in kernel)  # R2D-26's even kernel 8 meets a stride of 8
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm3d(out_channels, eps=BN_EPS),
     )
 
 
-def _channel_scaler(width: float):
-    if not (isinstance(width, int | float) and math.isfinite(width) and width > 0):
-        raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
-    return lambda channels: max(1, round(channels * width))
+def _scale(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
 
 
 def _initialise(network: nn.Module) -> None:

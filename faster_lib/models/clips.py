@@ -1,10 +1,42 @@
-"""The form of a clip that every network takes, and how its bytes become numbers."""
+"""A clip, how its bytes become numbers, and what every network over clips offers."""
+
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
+from torch import nn
 
 PIXEL_MEAN = (110.2, 100.6, 96.0)  # of 0 to 255, RGB. Source: VMZ's 0.43216, 0.394666, 0.37645 on Kinetics
 PIXEL_STD = (58.1, 56.5, 55.3)  # Source: VMZ's 0.22803, 0.22145, 0.216989
 CLIP_FRAMES_MULTIPLE = 8  # Source: Table 1, every network turns L frames into a feature map of L/8
+
+
+class ClipNetwork(nn.Module, ABC):
+    """A network that turns a clip into a feature map, and a feature map into scores.
+
+    It has `channels`, those of its feature map, and a linear `classifier` of their means.
+
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8
+    Source: FASTER (AAAI 2020), "Problem Formulation".
+    """
+
+    channels: int
+    classifier: nn.Linear
+
+    @abstractmethod
+    def features(self, clips: torch.Tensor) -> torch.Tensor:
+        """Compute the feature map x_t: (B, 3, L, H, W), normalised or uint8 -> (B, channels, l, h, w)."""
+
+    @abstractmethod
+    def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Give the feature map's (l, h, w) for clips of (L, H, W)."""
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Pool a feature map globally and score it: (B, channels, l, h, w) -> (B, num_classes) logits."""
+        return self.classifier(features.mean(dim=(-3, -2, -1)))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(clips))
 
 
 def check_clips(clips: torch.Tensor) -> None:
@@ -17,13 +49,18 @@ def check_clips(clips: torch.Tensor) -> None:
 
 def check_clip_frames(clip_frames: int) -> None:
     """Raise ValueError unless the clip length L is a positive multiple of 8."""
-    if isinstance(clip_frames, bool) or not isinstance(clip_frames, int):
-        raise ValueError(f"L is {clip_frames!r}; the frames per clip must be a whole number, such as 8, 16 or 32")
-    if clip_frames < 1 or clip_frames % CLIP_FRAMES_MULTIPLE:
+    check_whole("L", clip_frames)
+    if clip_frames % CLIP_FRAMES_MULTIPLE:
         raise ValueError(
-            f"L is {clip_frames}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
+            f"L is {clip_frames!r}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
             "such as 8, 16 or 32, since the networks reduce time by 8"
         )
+
+
+def check_whole(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise ValueError unless the value of that name is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
 
 
 def normalise(clips: torch.Tensor) -> torch.Tensor:

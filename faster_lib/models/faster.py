@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from faster_lib.models.aggregators import Aggregator, Pointwise
-from faster_lib.models.backbones import Backbone
-from faster_lib.models.clips import check_clip_frames
-from faster_lib.models.torchvision import TorchvisionBackbone
+from faster_lib.models.clips import ClipNetwork, check_clip_frames, check_whole
 
 
 class Schedule(str):
@@ -33,8 +31,8 @@ class Schedule(str):
         Source: FASTER, Table 4; the place within a group is ours, the paper does not say.
         Raises: ValueError if groups of 1 + x do not fill `num_clips` exactly.
         """
-        _check_whole("num_clips", num_clips, least=1)
-        _check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
+        check_whole("num_clips", num_clips)
+        check_whole("cheap_per_expensive", cheap_per_expensive, least=0)
         group = 1 + cheap_per_expensive
         if num_clips % group:
             fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
@@ -68,9 +66,8 @@ class StreamState(NamedTuple):
 class Faster(nn.Module):
     """Classify a video from its clips.
 
-    Where the two networks' feature maps differ, the expensive one's is what the aggregator gets: the cheap one's is
-    brought to its l x h x w by adaptive average pooling, which repeats where the map is coarser, and to its channels by
-    a learned 1x1x1 convolution, `projection`, both after the scale. That is ours; the paper's maps agree.
+    A cheap map that differs from the expensive one is brought to its l x h x w by adaptive average pooling (repeated
+    where it is coarser), scaled, and brought to its channels by `projection`. That is ours; the paper's maps agree.
 
     Shape: (B, N, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; N at most the schedule's length
     Args:
@@ -84,8 +81,8 @@ class Faster(nn.Module):
 
     def __init__(
         self,
-        expensive: Backbone | TorchvisionBackbone,
-        cheap: Backbone | TorchvisionBackbone,
+        expensive: ClipNetwork,
+        cheap: ClipNetwork,
         aggregator: Aggregator,
         schedule: Schedule | str,
         num_classes: int,
@@ -96,21 +93,24 @@ class Faster(nn.Module):
         super().__init__()
         self.expensive, self.cheap, self.aggregator = expensive, cheap, aggregator
         self.schedule = Schedule(schedule)
-        _check_whole("num_classes", num_classes, least=1)
+        check_whole("num_classes", num_classes)
         if len(feature_scales) != 2 or not all(math.isfinite(scale) and scale > 0 for scale in feature_scales):
             raise ValueError(f"feature_scales is {feature_scales}; it must be two positive numbers")
         self.register_buffer("feature_scales", torch.tensor(feature_scales))
+        self.projection, self.classifier = None, None
         if aggregator.aggregates_scores:
-            self._check_classes(num_classes)
-            self.projection, self.classifier = None, None
-        else:
-            if expensive.channels != aggregator.channels:
-                raise ValueError(
-                    f"channels differ: {expensive.channels} of the expensive network, {aggregator.channels} of the "
-                    "aggregator"
-                )
-            self.projection = build_projection(cheap.channels, expensive.channels)
-            self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
+            classes = [network.classifier.out_features for network in (expensive, cheap)]
+            if classes != [num_classes] * 2:
+                of = f"{classes[0]} of the expensive network, {classes[1]} of the cheap one, {num_classes} asked for"
+                raise ValueError(f"classes differ: {of}")
+            return
+        if expensive.channels != aggregator.channels:
+            of = f"{expensive.channels} of the expensive network, {aggregator.channels} of the aggregator"
+            raise ValueError(f"channels differ: {of}")
+        if cheap.channels != expensive.channels:
+            self.projection = Pointwise(cheap.channels, expensive.channels)
+            nn.init.normal_(self.projection.weight, std=cheap.channels**-0.5)  # a mean square of 1 stays so, on average
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Look at all expensive clips in one call and at all cheap ones in another, then aggregate them in order."""
@@ -118,7 +118,15 @@ class Faster(nn.Module):
             raise ValueError(f"clips have shape {tuple(clips.shape)}; they must be (B, N, 3, L, H, W)")
         check_clip_frames(int(clips.shape[3]))  # a whole number also while a tracer watches
         self._check_num_clips(clips.shape[1])
-        return self._classify(self._aggregate(self._look_at_all(clips)))
+        schedule, maps = self.schedule[: clips.shape[1]], {}
+        for letter in sorted(set(schedule)):
+            places, chosen = [t for t, other in enumerate(schedule) if other == letter], clips
+            if len(places) < len(schedule):
+                chosen = clips.movedim(2, -1)[:, places].movedim(-1, 2)  # colours stay last in memory
+            found = self._look(chosen.flatten(0, 1), letter == "E").unflatten(0, (len(clips), len(places)))
+            maps |= zip(places, found.unbind(1), strict=True)
+        size = self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
+        return self._classify(self._aggregate(self._arrange([maps[t] for t in range(len(schedule))], size)))
 
     def step(self, clip: torch.Tensor, state: StreamState | None = None) -> tuple[StreamState, torch.Tensor]:
         """Take in one more clip and classify the video so far.
@@ -129,44 +137,35 @@ class Faster(nn.Module):
         seen, memory = (0, None) if state is None else state
         self._check_num_clips(seen + 1)
         is_expensive = self.schedule.is_expensive[seen]
-        feature = self._prepare(self._look(clip, is_expensive), is_expensive, self._feature_size(clip))
+        size = self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
+        feature = self._prepare(self._look(clip, is_expensive), is_expensive, size)
         state = StreamState(seen + 1, self._aggregate(feature[None], memory))
         return state, self._classify(state.memory)
 
-    def from_features(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
-        """Classify videos whose clips' feature maps have been computed by both networks; the schedule picks.
+    def from_features(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Classify videos from the feature maps of their first clips, each by the network that the schedule names.
 
-        Shape: two of (B, N, C, l, h, w) -> (B, num_classes) logits
+        Shape: N tensors, the t-th (B, C_t, l, h, w) -> (B, num_classes) logits
+        Raises: ValueError if the maps do not fit, or if without an expensive one the size to aggregate is unknown.
         """
-        wanted = [(*expensive.shape[:2], network.channels) for network in (self.expensive, self.cheap)]
-        if expensive.ndim != 6 or cheap.ndim != 6 or [maps.shape[:3] for maps in (expensive, cheap)] != wanted:
-            raise ValueError(
-                f"features have shapes {tuple(expensive.shape)} and {tuple(cheap.shape)}; they must be "
-                f"(B, N, {self.expensive.channels}, l, h, w) and (B, N, {self.cheap.channels}, l, h, w)"
-            )
-        self._check_num_clips(expensive.shape[1])
-        maps = {True: expensive.unbind(1), False: cheap.unbind(1)}
-        chosen = [maps[self.schedule.is_expensive[t]][t] for t in range(expensive.shape[1])]
-        return self._classify(self._aggregate(self._arrange(chosen, expensive.shape[-3:])))
-
-    def _look_at_all(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the aggregator's x_t of all clips: (B, N, 3, L, H, W) -> (N, B, ...)."""
-        schedule = self.schedule.is_expensive[: clips.shape[1]]
-        maps = {}
-        for is_expensive in sorted(set(schedule)):
-            places = [t for t, other in enumerate(schedule) if other == is_expensive]
-            chosen = clips if len(places) == len(schedule) else _take(clips, places)
-            found = self._look(chosen.flatten(0, 1), is_expensive)
-            maps |= zip(places, found.unflatten(0, (len(clips), len(places))).unbind(1), strict=True)
-        return self._arrange([maps[t] for t in range(len(schedule))], self._feature_size(clips))
+        self._check_num_clips(len(maps))
+        sizes = {}
+        for t, (feature, letter) in enumerate(zip(maps, self.schedule, strict=False)):
+            channels = (self.expensive if letter == "E" else self.cheap).channels
+            size = sizes.setdefault(letter, feature.shape[2:])
+            if feature.ndim != 5 or feature.shape != (len(maps[0]), channels, *size):
+                raise ValueError(
+                    f"maps have shapes {[tuple(other.shape) for other in maps]}; map {t} of {self.schedule!r} must be "
+                    f"({len(maps[0])}, {channels}, l, h, w), with one l, h, w for each network"
+                )
+        reference = (16, 64, 96)  # a clip that tells apart networks whose maps differ in size: its sides differ
+        is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
+        if not (is_known or self.aggregator.aggregates_scores):
+            raise ValueError(f"{len(maps)} clips of {self.schedule!r} hold no expensive map, to whose size they come")
+        return self._classify(self._aggregate(self._arrange(maps, sizes.get("E", maps[0].shape[2:]))))
 
     def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
-        """Compute the feature maps of clips by one of the networks."""
         return (self.expensive if is_expensive else self.cheap).features(clips)
-
-    def _feature_size(self, clips: torch.Tensor) -> tuple[int, int, int]:
-        """Give the (l, h, w) that the aggregator gets."""
-        return self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
 
     def _arrange(self, maps: Sequence[torch.Tensor], size: tuple[int, int, int]) -> torch.Tensor:
         """Put the maps of a video's clips one after the other, as the aggregator likes them: (N, B, ...)."""
@@ -197,36 +196,6 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        if not 1 <= num_clips <= len(self.schedule):
-            raise ValueError(
-                f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
-            )
-
-    def _check_classes(self, wanted: int) -> None:
-        expensive, cheap = (network.classifier.out_features for network in (self.expensive, self.cheap))
-        if not expensive == cheap == wanted:
-            raise ValueError(
-                f"classes differ: {expensive} of the expensive network, {cheap} of the cheap one, {wanted} asked for"
-            )
-
-
-def build_projection(cheap_channels: int, channels: int) -> Pointwise | None:
-    """Build the convolution from the cheap network's channels to the expensive one's; None where they are as many.
-
-    It starts so that features of a mean square of 1 keep it, on average.
-    """
-    if cheap_channels == channels:
-        return None
-    projection = Pointwise(cheap_channels, channels)
-    nn.init.normal_(projection.weight, std=cheap_channels**-0.5)
-    return projection
-
-
-def _take(clips: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """Copy some clips of (B, N, 3, L, H, W), with the colours last in memory if they are so."""
-    return clips.movedim(2, -1)[:, places].movedim(-1, 2)
-
-
-def _check_whole(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        most = len(self.schedule)
+        if not 1 <= num_clips <= most:
+            raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")

@@ -1,56 +1,33 @@
-"""torchvision's video classifiers as clip networks, with the clip size and normalisation that their weights need."""
+"""torchvision's video classifiers as clip networks, with the clip size that their weights need."""
 
 from collections import OrderedDict
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from faster_lib.models.clips import PIXEL_MEAN, PIXEL_STD, as_input, check_clips
+from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 
 PREFIX = "torchvision/"
-
-
-class Strides(NamedTuple):
-    """By how much a network reduces its clip."""
-
-    time: int
-    space: int
-
-
-# Source: torchvision's code, tested against the maps themselves; mc3_18 reduces no time at all.
-TORCHVISION = {
-    "r2plus1d_18": Strides(8, 16),
-    "r3d_18": Strides(8, 16),
-    "mc3_18": Strides(1, 16),
-    "s3d": Strides(8, 32),
-}
+# By how much a network reduces (time, space). Source: torchvision's code, tested against the maps themselves.
+TORCHVISION = {"r2plus1d_18": (8, 16), "r3d_18": (8, 16), "mc3_18": (1, 16), "s3d": (8, 32)}
 # Why torchvision's other video classifiers cannot serve, by the beginning of their names.
 _REFUSED = {
-    "mvit_": "it classifies a token beside the feature map, so that a pooled map has no classifier, it takes 16 frames "
-    "alone, and its weights need another normalisation",
-    "swin3d_": "its weights need another normalisation, and its attention multiplies features by features, which the "
-    "paper's counts of convolutions and fully-connected layers have no place for",
+    "mvit_": "it classifies a token beside the feature map, takes 16 frames alone, and needs another normalisation",
+    "swin3d_": "its weights need another normalisation, and its products of features are no part of the paper's counts",
 }
-_RENAMED = (  # torchvision's names for the parts, and ours
-    ("classifier.1.", "classifier."),  # s3d's
-    ("features.", "trunk."),  # s3d's
-    ("fc.", "classifier."),
-    ("stem.", "trunk.stem."),
-    ("layer", "trunk.layer"),
-)
-_SAME_NORMALISATION = 1e-3  # of 1, the range of pixels: a quarter of a grey level, since ours is rounded
+# torchvision's names for the parts, and ours; the first that fits counts. The first two are s3d's.
+_RENAMED = {"classifier.1.": "classifier.", "features.": "trunk.", "fc.": "classifier."}
+_RENAMED |= {"stem.": "trunk.stem.", "layer": "trunk.layer"}
 
 
-class TorchvisionBackbone(nn.Module):
-    """One of torchvision's video classifiers, with the methods of `backbones.Backbone`.
+class TorchvisionBackbone(ClipNetwork):
+    """One of torchvision's video classifiers.
 
-    A clip of another size than `input_px` is resized to a square of it, as the weights need, so that a pair of
-    networks may need different sizes. S3D's average over 2 x 7 x 7 positions stays before its classifier; at L = 16 it
-    is the global mean. S3D's batch norm moves its statistics by a thousandth each iteration, which suits fine-tuning.
+    A clip of another size than `input_px` is resized to a square of it, as the weights need. S3D's average over
+    2 x 7 x 7 positions stays before its classifier; at L = 16 it is the global mean.
 
-    Shape: (B, 3, L, H, W) float -> (B, num_classes) logits; L a multiple of 8
+    Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits; L a multiple of 8
     Args:
         name: a key of TORCHVISION.
     Raises: ValueError if the clips have another shape, or fewer frames than the network takes.
@@ -69,35 +46,21 @@ class TorchvisionBackbone(nn.Module):
         else:
             *trunk, (_, self.pool), (_, self.classifier) = network.named_children()
             self.trunk = nn.Sequential(OrderedDict(trunk))
-        self.channels = self.classifier.in_features  # of the feature map
+        self.channels = self.classifier.in_features
 
     def features(self, clips: torch.Tensor) -> torch.Tensor:
-        """Compute the feature map x_t, the last before global pooling.
-
-        Shape: (B, 3, L, H, W), normalised or uint8 -> (B, channels, l, h, w), as `feature_size` says
-        """
         check_clips(clips)
         if clips.shape[2] < self.least_frames:
-            raise ValueError(
-                f"L is {int(clips.shape[2])}; {PREFIX}{self.name} takes a multiple of 8 of at least "
-                f"{self.least_frames} frames per clip"
-            )
+            takes = f"a multiple of 8 of at least {self.least_frames} frames per clip"
+            raise ValueError(f"L is {int(clips.shape[2])}; {PREFIX}{self.name} takes {takes}")
         return self.trunk(self._resize(as_input(clips)))
 
     def feature_size(self, clip_size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Give the feature map's (l, h, w) for clips of (L, H, W); H and W do not matter."""
-        strides = TORCHVISION[self.name]
-        return clip_size[0] // strides.time, *[self.input_px // strides.space] * 2
+        time, space = TORCHVISION[self.name]
+        return clip_size[0] // time, *[self.input_px // space] * 2  # whatever H and W are
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool a feature map as the network does and score it.
-
-        Shape: (B, channels, l, h, w) -> (B, num_classes) logits
-        """
-        return self.classifier(self.pool(features).mean(dim=(-3, -2, -1)))
-
-    def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.features(clips))
+        return super().classify(self.pool(features))
 
     def _resize(self, clips: torch.Tensor) -> torch.Tensor:
         size = (self.input_px, self.input_px)
@@ -110,31 +73,30 @@ class TorchvisionBackbone(nn.Module):
 
 
 def build_torchvision(name: str, num_classes: int, width: float) -> TorchvisionBackbone:
-    """Build one of torchvision's networks with fresh weights; `name` comes without the prefix.
+    """Build one of torchvision's networks with fresh weights.
 
     Raises: ValueError for a network that cannot serve, saying why, an unknown one, or a width other than 1.
     """
-    if name not in TORCHVISION:
+    short = name.removeprefix(PREFIX)
+    if short not in TORCHVISION:
         known = ", ".join(PREFIX + known for known in TORCHVISION)
-        reasons = [reason for start, reason in _REFUSED.items() if name.startswith(start)]
-        why = f"cannot be a clip network here: {reasons[0]}" if reasons else "is unknown"
-        raise ValueError(f"network {PREFIX + name!r} {why}; choose one of {known}")
+        reason = next((reason for start, reason in _REFUSED.items() if short.startswith(start)), None)
+        why = f"cannot be a clip network here: {reason}" if reason else "is unknown"
+        raise ValueError(f"network {name!r} {why}; choose one of {known}")
     if width != 1:
-        raise ValueError(f"width is {width!r}; {PREFIX}{name} has one width, write 1.0")
-    return TorchvisionBackbone(name, num_classes=num_classes)
+        raise ValueError(f"width is {width!r}; {name} has one width, write 1.0")
+    return TorchvisionBackbone(short, num_classes=num_classes)
 
 
 def fetch_weights(network: TorchvisionBackbone, weights: str) -> dict[str, torch.Tensor]:
     """Load published weights by torchvision's name for them, from its cache or the network, with their hash checked.
 
-    Raises: ValueError for an unknown name, or weights for clips of another size or normalisation.
+    Raises: ValueError for an unknown name, or weights for clips of another size.
     """
     known = get_model_weights(network.name).__members__
     if weights not in known:
-        raise ValueError(
-            f"weights is {weights!r}; for {PREFIX}{network.name} it must be one of {', '.join(known)}, "
-            "or a file ending in .safetensors, .pth or .pt"
-        )
+        choice = f"one of {', '.join(known)}, or a file ending in .safetensors, .pth or .pt"
+        raise ValueError(f"weights is {weights!r}; for {PREFIX}{network.name} it must be {choice}")
     if (crop_px := crop_px_of(known[weights])) != network.input_px:
         raise ValueError(f"weights {weights} need clips of {crop_px} px, not of {network.input_px} px")
     return known[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -144,31 +106,17 @@ def rename_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give torchvision's own keys the names that `TorchvisionBackbone` has for them; those stay as they are."""
     renamed = {}
     for key, value in weights.items():
-        old, new = next((pair for pair in _RENAMED if key.startswith(pair[0])), ("", ""))
+        old = next((old for old in _RENAMED if key.startswith(old)), "")
         is_kernel = key == "classifier.1.weight"
-        renamed[new + key.removeprefix(old)] = value.flatten(1) if is_kernel else value
+        renamed[_RENAMED.get(old, "") + key.removeprefix(old)] = value.flatten(1) if is_kernel else value
     return renamed
 
 
 def crop_px_of(weights: WeightsEnum) -> int:
-    """Give the side of the clips that weights need.
-
-    Raises: ValueError if they need another normalisation than `data.transforms.normalise`.
-    """
-    transforms = weights.transforms()
-    ours = [value / 255 for value in (*PIXEL_MEAN, *PIXEL_STD)]
-    needed = [*transforms.mean, *transforms.std]
-    if max(abs(one - other) for one, other in zip(ours, needed, strict=True)) > _SAME_NORMALISATION:
-        raise ValueError(
-            f"{weights} needs pixels with mean {transforms.mean} and deviation {transforms.std}; "
-            f"clips come with {ours[:3]} and {ours[3:]}"
-        )
-    return transforms.crop_size[0]
+    """Give the side of the clips that weights need."""
+    return weights.transforms().crop_size[0]
 
 
 def build_s3d(num_classes: int = 400) -> nn.Module:
-    """Build torchvision's S3D as it is, with fresh weights, for counting a competitor of Table 7.
-
-    Source: Xie et al. 2018, as torchvision has it.
-    """
+    """Build torchvision's S3D as it is, for counting a competitor of Table 7."""
     return get_model("s3d", weights=None, num_classes=num_classes)

@@ -1,14 +1,13 @@
 """Weight files of any origin: read without running code from them, and matched with a network key by key."""
 
+import functools
 import logging
 import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,12 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; weights must name a file ending in {', '.join(SUFFIXES)}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file as load  # here, since all else needs torch alone
+    else:
+        load = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        content = load(path)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL [\w.]+|operand \d+", str(error))
         raise ValueError(
@@ -77,11 +80,7 @@ def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: st
         ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in faults.items() if keys)
+        firsts = {kind: ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3) for kind, keys in faults.items()}
+        listed = "; ".join(f"{len(keys)} {kind}: {firsts[kind]}" for kind, keys in faults.items() if keys)
         raise ValueError(f"{source} does not fit the network: {listed}")
     network.load_state_dict(weights, strict=False)  # of what may be missing, only the counters are
-
-
-def _first(keys: Iterable[str]) -> str:
-    ordered = sorted(keys)
-    return ", ".join(ordered[:3]) + (", ..." if len(ordered) > 3 else "")

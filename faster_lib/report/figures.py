@@ -1,15 +1,22 @@
 """Figures of accuracy against cost, number of clips or time: one style, panels for reported and for measured points."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
 
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from faster_lib.flops import video_gmacs
+from faster_lib.models.aggregators import build_aggregator
+from faster_lib.models.faster import Schedule
+from faster_lib.report.tables import Results, values
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 _COLOURS = sns.color_palette("colorblind")
 # One look for each series in all figures: told apart by colour, by marker and, in print, by the line.
@@ -30,162 +37,65 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "FASTER": ("*", _COLOURS[3], ""),
     "FASTER, cost counted": ("o", "black", ""),
     "best so far as cost grows": ("", (0.5, 0.5, 0.5), "-"),
+    "fitted line": ("", (0.5, 0.5, 0.5), "--"),
 }
-_EDGES = {"E": STYLES["average, all expensive"][1], "C": STYLES["average, all cheap"][1]}
-# Parts of a bar. Expensive and cheap look as in all other figures.
-_SHADES = (_COLOURS[7], _COLOURS[3], _COLOURS[2], _COLOURS[0])
-_BELOW = {"ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}  # where a legend leaves all points free
 _OTHERS = (("o", _COLOURS[7], ""), ("*", _COLOURS[8], ""), ("d", _COLOURS[6], ""))
+LEGEND_BELOW = {"ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}  # where it leaves all points free
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind in a panel.
+    """Points of one kind in a panel."""
 
-    Args:
-        name: in the legend; a name in STYLES fixes the look.
-        x, y: the points, in the order in which a line joins them.
-        spread: half the length of each point's error bar, in y's unit.
-        labels: written beside the points.
-        is_joined: whether a line joins the points.
-        label_offset: of the labels from their points, in points of the page.
-        is_hollow: whether only the marker's rim is drawn, larger, so that it can lie around another point.
-    """
-
-    name: str
+    name: str  # in the legend; a name in STYLES fixes the look
     x: Sequence[float]
-    y: Sequence[float]
-    spread: Sequence[float] = ()
-    labels: Sequence[str] = ()
+    y: Sequence[float]  # in the order in which a line joins the points
+    spread: Sequence[float] = ()  # half the length of each point's error bar, in y's unit
+    labels: Sequence[str] = ()  # written beside the points
     is_joined: bool = True
-    label_offset: tuple[float, float] = (5, 6)
-    is_hollow: bool = False
+    label_offset: tuple[float, float] = (5, 6)  # from its point, in points of the page
+    is_hollow: bool = False  # only the marker's rim is drawn, larger, so that it can lie around another point
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes and what is drawn in it.
+    """One pair of axes and what is drawn in it; without any point it says that the paper has no such cells."""
 
-    Args:
-        title: says whether the points are reported, counted or measured.
-        ticks: on the x axis, where it is a count such as N.
-        line: slope and intercept of a fitted line, drawn over the points' range.
-        margin: room around the points for their labels, as a share of their range.
-        is_legend_below: whether the legend stands under the axes, where points leave it no room.
-    """
-
-    title: str
+    title: str  # says whether the points are reported, counted or measured
     xlabel: str
     ylabel: str
     series: Sequence[Series]
-    is_log: bool = True
-    ticks: Sequence[float] = ()
-    line: tuple[float, float] | None = field(default=None)
-    margin: float = 0.13
+    is_log: bool = True  # of the x axis
+    ticks: Sequence[float] = ()  # on the x axis, where it is a count such as N
+    margin: float = 0.13  # room around the points for their labels, as a share of their range
     is_legend_below: bool = False
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Bars of equal length, cut into the shares of their parts.
-
-    Args:
-        names: of the bars, from the top.
-        parts: for each part the amount in every bar, in one unit.
-    """
-
-    title: str
-    names: Sequence[str]
-    parts: Mapping[str, Sequence[float]]
-
-
-def draw_panels(panels: Sequence[Panel | Shares], *, title: str, caption: str) -> Figure:
-    """Draw panels side by side, each on its own scales, with the caption under them."""
+def draw_panels(panels: Sequence[Panel | Callable[[Axes], None]], *, title: str, caption: str) -> Figure:
+    """Draw panels side by side, each on its own scales, with the caption under them; a function draws its own panel."""
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(5.8 * len(panels), 5.0), layout="constrained", squeeze=False
-        )
+        form = {"figsize": (5.8 * len(panels), 5.0), "layout": "constrained", "squeeze": False}
+        figure, axes = plt.subplots(1, len(panels), **form)
     figure.suptitle(title)
     figure.supxlabel(caption, fontsize=9, color="0.3")
     for panel, ax in zip(panels, axes[0], strict=True):
-        draw = _draw_shares if isinstance(panel, Shares) else _draw
-        draw(panel, ax)
+        if isinstance(panel, Panel):
+            _draw(panel, ax)
+        else:
+            panel(ax)
     return figure
-
-
-def draw_film_strip(
-    frames: Sequence[np.ndarray],
-    letters: str,
-    verdicts: Mapping[str, Sequence[tuple[str, bool]]],
-    *,
-    title: str,
-    caption: str,
-) -> Figure:
-    """Draw a video as one picture per clip, framed by the network that saw it, with a line of text for each verdict.
-
-    Shape: each of frames (H, W, 3) uint8
-    Args:
-        letters: E or C for each clip.
-        verdicts: under the strip, a row a name: what was said after each clip, and whether it is right.
-    """
-    per_row = min(len(frames), 8)
-    rows = -(-len(frames) // per_row)
-    width, height = max(1.35 * per_row + 0.8, 9.0), rows * (1.65 + 0.2 * len(verdicts)) + 1.0
-    with sns.axes_style("white"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(rows, per_row, figsize=(width, height), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
-    figure.suptitle(f"{title}\n")  # the legend takes the second line
-    names = {"E": "E: expensive network", "C": "C: cheap network"}
-    edges = [Patch(facecolor="white", edgecolor=_EDGES[key], linewidth=3, label=names[key]) for key in names]
-    figure.legend(handles=edges, loc="upper center", bbox_to_anchor=(0.5, 1 - 0.25 / height), ncols=2, frameon=False)
-    figure.supxlabel(caption, fontsize=9, color="0.3")
-    for ax in axes.flat[len(frames) :]:
-        ax.axis("off")
-    for t, (ax, frame, letter) in enumerate(zip(axes.flat, frames, letters, strict=False)):
-        _draw_frame(ax, frame, f"{t + 1}  {letter}", _EDGES[letter])
-        for line, (name, said) in enumerate(verdicts.items()):
-            place = {"y": -0.1 - 0.16 * line, "transform": ax.transAxes, "va": "top", "fontsize": 10}
-            text, is_right = said[t]
-            look = {"fontweight": "bold", "color": "black"} if is_right else {"color": "0.45"}
-            ax.text(0.5, s=f"{text[:13]} {'✓' if is_right else '✗'}", ha="center", **place, **look)
-            if t % per_row == 0:
-                ax.text(-0.12, s=name, ha="right", **place)
-    return figure
-
-
-def _draw_frame(ax: Axes, frame: np.ndarray, title: str, colour: tuple) -> None:
-    ax.imshow(frame, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=12, color=colour, fontweight="bold", pad=4)
-    for spine in ax.spines.values():
-        spine.set(edgecolor=colour, linewidth=4)
 
 
 def _draw(panel: Panel, ax: Axes) -> None:
-    spare = iter(_OTHERS)
-    for series in panel.series:
-        marker, colour, line = STYLES.get(series.name) or next(spare)
-        ax.errorbar(
-            series.x,
-            series.y,
-            yerr=list(series.spread) or None,
-            marker=marker,
-            color=colour,
-            linestyle=line if series.is_joined else "",
-            label=series.name,
-            capsize=3,
-            markersize=13 if series.is_hollow else 12 if marker == "*" else 7,
-            markerfacecolor="none" if series.is_hollow else colour,
-        )
-    if panel.line is not None:
-        ends = np.array([0, max(max(series.x) for series in panel.series)])
-        ax.plot(ends, panel.line[0] * ends + panel.line[1], color="0.5", linestyle="--", zorder=0, label="fitted line")
     ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
-    ax.margins(panel.margin)
     if not any(len(series.x) for series in panel.series):
         ax.text(0.5, 0.5, "the paper has no such cells", transform=ax.transAxes, ha="center")
         ax.set(xticks=[], yticks=[])
         return
+    spare = iter(_OTHERS)
+    for series in panel.series:
+        _draw_series(series, STYLES.get(series.name) or next(spare), ax)
+    ax.margins(panel.margin)
     if panel.is_log:
         ax.set_xscale("log")
         _label_log_axis(ax, panel)
@@ -193,24 +103,24 @@ def _draw(panel: Panel, ax: Axes) -> None:
         ax.set_xticks(panel.ticks)
     for series in panel.series:
         _write_labels(ax, series)
-    if len(panel.series) > 1 or panel.line is not None:
-        ax.legend(fontsize=9, **(_BELOW if panel.is_legend_below else {}))
+    if len(panel.series) > 1:
+        ax.legend(fontsize=9, **(LEGEND_BELOW if panel.is_legend_below else {}))
 
 
-def _draw_shares(panel: Shares, ax: Axes) -> None:
-    totals = np.sum(list(panel.parts.values()), axis=0)
-    done = np.zeros(len(panel.names))
-    for (part, amounts), colour in zip(panel.parts.items(), _SHADES, strict=False):
-        shares = 100 * np.asarray(amounts) / totals
-        ax.barh(panel.names, shares, left=done, color=colour, label=part)
-        for name, share, start in zip(panel.names, shares, done, strict=True):
-            if share >= 7:
-                ax.text(start + share / 2, name, f"{share:.0f}", ha="center", va="center", fontsize=10, color="white")
-        done += shares
-    ax.set(title=panel.title, xlabel="share (%)", xlim=(0, 100))
-    ax.invert_yaxis()
-    ax.grid(visible=False)
-    ax.legend(fontsize=9, **_BELOW)
+def _draw_series(series: Series, style: tuple[str, tuple, str], ax: Axes) -> None:
+    marker, colour, line = style
+    ax.errorbar(
+        series.x,
+        series.y,
+        yerr=list(series.spread) or None,
+        marker=marker,
+        color=colour,
+        linestyle=line if series.is_joined else "",
+        label=series.name,
+        capsize=3,
+        markersize=13 if series.is_hollow else 12 if marker == "*" else 7,
+        markerfacecolor="none" if series.is_hollow else colour,
+    )
 
 
 def _write_labels(ax: Axes, series: Series) -> None:
@@ -233,3 +143,48 @@ def _label_log_axis(ax: Axes, panel: Panel) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) -> float:
+    """Count a video's cost with the networks of the profile at hand, in 1e6 multiply-accumulates."""
+    networks = {"expensive": pair.expensive.network, "cheap": pair.cheap.network}
+    if aggregator not in (None, "avg_pool"):
+        aggregator = build_aggregator(aggregator, pair.expensive.network.channels, pair.profile.networks.reduction)
+    size = {"L": pair.expensive.clip_frames, "size_px": pair.profile.data.crop_px}
+    return round(1000 * video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **size), 2)
+
+
+def measured_series(
+    name: str, pair: FeaturePair, cells: Sequence[Cell], measured: Results, labels: Sequence[str] = ()
+) -> Series:
+    """Turn measured cells into a series: cost in MFLOPs against the mean of video@1, with the spread over seeds."""
+    accuracies = [values(measured[cell], "video1") for cell in cells]
+    costs, means = [video_mflops(pair, *cell) for cell in cells], [mean(each) for each in accuracies]
+    return Series(name, costs, means, [spread_of(each) for each in accuracies], labels)
+
+
+def spread_of(numbers: Sequence[float]) -> float:
+    """Give the standard deviation over seeds; 0 for a single value."""
+    return stdev(numbers) if len(numbers) > 1 else 0.0
+
+
+def measured_panel(pair: FeaturePair, series: Sequence[Series]) -> Panel:
+    """Make the panel of accuracy against cost for what is measured."""
+    return Panel(measured_title(pair), "MFLOPs per video, counted for these networks", "video@1 (%)", series)
+
+
+def measured_title(pair: FeaturePair) -> str:
+    """Say on which videos and in which profile a pair is measured."""
+    data = "generated videos" if pair.profile.scene is not None else "real videos"
+    return f"measured: {data}, profile {pair.profile.name}"
+
+
+def caption_of(pair: FeaturePair, measured: Results) -> str:
+    """Say what is reported, what is measured, on how many videos and with how many seeds."""
+    videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
+    seeds = max(len(runs) for runs in measured.values())
+    ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
+    return (
+        f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; bars are ± 1 standard deviation over {seeds} "
+        "seed(s) of stage 2.\nThe two panels have scales of their own: their accuracies cannot be compared."
+    )

@@ -1,70 +1,88 @@
-"""Tables of one form everywhere: reported, counted and measured numbers side by side, difference, status, command."""
+"""Tables of one form: reported, counted and measured numbers side by side; the paper's claims, judged by one rule."""
 
 import html
+import itertools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from faster_lib import paper
-from faster_lib.data.sampling import num_clips_covering
+from faster_lib.data.datasets import num_clips_covering
 from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import FIGURES
 from faster_lib.profiles import Profile
-from faster_lib.store import circumstances, write_whole
+from faster_lib.provenance import circumstances
+from faster_lib.store import write_whole
+from faster_lib.training.evaluation import Cell
+from faster_lib.training.features import FeaturePair
 
 COLUMNS = ("reported", "counted", "measured", "±", "seeds", "difference", "status")
+_IN_POINTS = "The paper's statements, in percentage points of video@1 at this scale"
+# As the paper writes the networks and the aggregators.
+NAMES = {"r2d_26": "R2D-26", "r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}
+NAMES |= {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
+Results = Mapping[Cell, Sequence[Any]]  # what `measure_all` gives, to be read by `values`
+
+
+def values(results: Sequence[Any], what: str) -> list[Any]:
+    """Give one value for each seed of what was measured, such as video1, macro_f1, correct or census."""
+    return [getattr(result, what) for result in results]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity of a comparison, with what is known of it.
+    """One quantity of a comparison, with what is known of it."""
 
-    Args:
-        quantity: what the numbers are, with the unit, such as "GFLOPs" or "video@1 (%)".
-        name: which network, ratio or number of clips.
-        reported: the paper's cell, where it has one.
-        counted: exact, at the paper's size where `reported` is given.
-        rounded: `counted` under the rule by which the paper rounds; this is compared with `reported`.
-        measured: one value for each seed, at the scale of the profile that is compared.
-        note: what the status says instead of what follows from the numbers; a measured one then has no difference.
-    """
-
-    quantity: str
-    name: str
-    reported: paper.Reported | None = None
-    counted: float | None = None
-    rounded: float | None = None
-    measured: Sequence[float] = ()
-    note: str = ""
+    quantity: str  # what the numbers are, with the unit, such as "GFLOPs" or "video@1 (%)"
+    name: str  # which network, ratio or number of clips
+    reported: paper.Reported | None = None  # the paper's cell, where it has one
+    counted: float | None = None  # exact, at the paper's size where `reported` is given
+    rounded: float | None = None  # `counted` under the rule by which the paper rounds; compared with `reported`
+    measured: Sequence[float] = ()  # one value for each seed, at the scale of the profile that is compared
+    note: str = ""  # replaces the status that follows from the numbers; a measured row then has no difference
 
 
+@dataclass(frozen=True, repr=False)
 class Table:
     """A comparison as a reader sees it, in JupyterLab, as HTML and as text: caption, cells, and the command.
 
-    Args:
-        frame: the cells, with the columns COLUMNS or a table's own.
-        command: makes the table again, as typed in a shell.
+    Empty columns are not shown, and the numbers of one quantity have equally many decimals; `frame` has all as it is.
     """
 
-    def __init__(self, frame: pd.DataFrame, *, caption: str, command: str):
-        self.frame, self.caption, self.command = frame, caption, command
+    frame: pd.DataFrame  # the cells, with the columns COLUMNS or a table's own
+    caption: str
+    command: str  # makes the table again, as typed in a shell
 
     def __repr__(self) -> str:
-        return f"{self.caption}\n\n{self.frame.to_string(na_rep='', float_format=_plain)}\n\nmade by: {self.command}"
+        return f"{self.caption}\n\n{self._shown().to_string()}\n\nmade by: {self.command}"
 
     def _repr_html_(self) -> str:
-        cells = self.frame.to_html(na_rep="", float_format=_plain, border=0)
-        return f"<p>{html.escape(self.caption)}</p>{cells}<p>made by: <code>{html.escape(self.command)}</code></p>"
+        caption, command = html.escape(self.caption), html.escape(self.command)
+        return f"<p>{caption}</p>{self._shown().to_html(border=0)}<p>made by: <code>{command}</code></p>"
+
+    def _shown(self) -> pd.DataFrame:
+        shown = self.frame.loc[:, ~(self.frame.isna() | (self.frame == "")).all()].copy()
+        groups = {"level": "quantity"} if "quantity" in shown.index.names else {"by": [0] * len(shown)}
+        for column in shown.select_dtypes("number"):
+            shown[column] = shown[column].groupby(**groups).transform(_align)
+        return shown
+
+
+def _align(numbers: pd.Series) -> pd.Series:
+    """Write numbers with the decimals of the one that needs most, none having more than 7 digits."""
+    decimals = max((len(f"{number:.7g}".partition(".")[2]) for number in numbers.dropna()), default=0)
+    return numbers.map(lambda number: "" if pd.isna(number) else f"{number:.{decimals}f}")
 
 
 def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str) -> Table:
@@ -73,245 +91,24 @@ def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str
     A difference is given where both numbers are of the same thing: counted (rounded as printed) less reported, and
     measured less reported where the profile is of the paper's scale.
     """
-    cells = {}
-    for row in rows:
-        if (row.quantity, row.name) in cells:
-            raise ValueError(f"the row {row.name!r} of {row.quantity!r} is there twice")
-        measured = list(row.measured)
-        cells[row.quantity, row.name] = {
+    cells = [
+        {
+            "quantity": row.quantity,
+            "of": row.name,
             "reported": row.reported.value if row.reported else None,
             "counted": row.counted,
-            "measured": float(f"{mean(measured):.4g}") if measured else None,
-            "±": round(stdev(measured), 2) if len(measured) > 1 else None,
-            "seeds": len(measured) or "",
+            "measured": float(f"{mean(row.measured):.4g}") if row.measured else None,
+            "±": round(stdev(row.measured), 2) if len(row.measured) > 1 else None,
+            "seeds": len(row.measured) or "",
             "difference": _difference(row, profile),
             "status": _status(row, profile),
         }
-    frame = pd.DataFrame.from_dict(cells, orient="index", columns=list(COLUMNS))
-    frame.index = pd.MultiIndex.from_tuples(cells, names=["quantity", "of"])
-    numbers = [name for name in COLUMNS if name not in ("status", "seeds")]
-    return Table(frame.astype(dict.fromkeys(numbers, float)), caption=caption, command=command)
-
-
-def command(notebook: str, **parameters: Any) -> str:
-    """Give the papermill command that runs `notebooks/<notebook>.ipynb` with these parameters."""
-    text = {k: v for k, v in parameters.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
-    other = {k: v for k, v in parameters.items() if k not in text}
-    plain = "".join(f" -p {name} {value}" for name, value in text.items())
-    yaml = f" -y '{json.dumps(other).replace(chr(34), '')}'" if other else ""
-    return f"papermill notebooks/{notebook}.ipynb out.ipynb{plain}{yaml}"
-
-
-def save(
-    stem: str,
-    figure: Figure | None,
-    table: Table,
-    *,
-    profile: str,
-    seeds: Sequence[int],
-    seconds: float,
-    folder: Path = FIGURES,
-) -> None:
-    """Write `<stem>.csv`, and the figure as `.png` and `.svg`.
-
-    The CSV begins with where its numbers come from, in lines that start with #: caption, command, profile, seeds,
-    seconds of computing, device, versions, commit.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if figure is not None:
-        with plt.rc_context({"svg.hashsalt": stem}):
-            figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
-            figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": list(seeds)}
-    about |= {"seconds": round(seconds), **{k: v for k, v in circumstances().items() if k != "finished"}}
-    lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
-    write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
-
-
-def load(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read a table of the one form, and where it comes from, out of `<stem>.csv`.
-
-    Raises: FileNotFoundError if it has not been made yet.
-    """
-    path = folder / f"{stem}.csv"
-    about = {}
-    with path.open(encoding="utf-8") as file:
-        while (line := file.readline()).startswith("# "):
-            key, value = line[2:].split(": ", 1)
-            about[key] = json.loads(value)
-    frame = pd.read_csv(path, skiprows=len(about))
-    return frame.set_index(list(frame.columns[:2])), about
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a notebook found of one statement of the paper; percentage points throughout.
-
-    Args:
-        difference: of the two accuracies, the claimed winner's first.
-        uncertainty: two standard errors of that difference, over test videos and over seeds.
-        margin: by how much the first may fall behind and the claim still hold; 0 for "beats".
-    """
-
-    statement: str
-    source: str
-    difference: float
-    uncertainty: float
-    margin: float = 0.0
-
-    @property
-    def verdict(self) -> str:
-        """Judge by the stated rule: the whole interval above -margin, below it, or across."""
-        if self.difference - self.uncertainty > -self.margin:
-            return "holds"
-        return "does not hold" if self.difference + self.uncertainty < -self.margin else "undecided within the spread"
-
-
-def judge(
-    statement: str,
-    source: str,
-    first: Sequence[Sequence[Mapping[str, Any]]],
-    second: Sequence[Sequence[Mapping[str, Any]]],
-    *,
-    margin: float = 0.0,
-) -> Claim:
-    """Compare two ways of classifying the same test videos, over one or several conditions.
-
-    Args:
-        first, second: for each condition (a ratio, a length), the results of `evaluation.measure`, one a seed.
-
-    Raises: ValueError if the two have not been tried under equally many conditions, or not on the same videos.
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} conditions against {len(second)}; there must be as many, and at least one")
-    shares, variances = [], []
-    for side in (first, second):
-        right = [[[float(mark) for mark in result["correct"]] for result in results] for results in side]
-        lengths = {len(marks) for results in right for marks in results}
-        shares.append([mean(mean(m[v] for m in results) for results in right) for v in range(max(lengths))])
-        seeds = min(len(results) for results in right)
-        by_seed = [mean(mean(results[s % len(results)]) for results in right) for s in range(seeds)]
-        variances.append(stdev(by_seed) ** 2 / seeds if seeds > 1 else 0.0)
-    differences = [a - b for a, b in zip(*shares, strict=True)]
-    error = math.sqrt(stdev(differences) ** 2 / len(differences) + sum(variances))
-    return Claim(statement, source, round(100 * mean(differences), 2), round(200 * error, 2), margin)
-
-
-def save_claims(
-    stem: str,
-    claims: Sequence[Claim],
-    *,
-    command: str,
-    caption: str = "The paper's statements, in percentage points of video@1 at this scale",
-    folder: Path = FIGURES,
-) -> Table:
-    """Show what a notebook found of the paper's statements, and keep it in `<stem>_claims.csv`."""
-    rows = [
-        {
-            "statement": claim.statement,
-            "source": claim.source,
-            "difference": claim.difference,
-            "uncertainty": claim.uncertainty,
-            "margin": claim.margin,
-            "verdict": claim.verdict,
-        }
-        for claim in claims
+        for row in rows
     ]
-    frame = pd.DataFrame(rows).set_index("statement")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{stem}_claims.csv", frame.to_csv().encode())
-    return Table(frame, caption=caption, command=command)
-
-
-def claims_as_markdown(*, folder: Path = FIGURES) -> str:
-    """Join what all notebooks found of the paper's statements into one Markdown table, as the README holds it."""
-    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-    parts = [pd.read_csv(path).assign(notebook=path.stem[:2]) for path in paths]
-    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
-    for claim in pd.concat(parts).itertuples():
-        margin = f" (margin {_plain(claim.margin)})" if claim.margin else ""
-        number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
-        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
-    return "\n".join(lines) + "\n"
-
-
-def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:
-    """Turn the ratios 1:x of a study into schedules; an empty list asks for those that Table 4 has at this L.
-
-    Raises: ValueError if L does not fit the profile, `ratios` is no list of whole numbers, or one does not divide N.
-    """
-    check_clip_frames(clip_frames)
-    num_clips = num_clips_covering(profile.data.video_frames, clip_frames)
-    if isinstance(ratios, str) or not isinstance(ratios, Sequence):
-        raise ValueError(
-            f"ratios is {ratios!r}; it must be a list, such as [0, 1, 3] (papermill -y 'ratios: [0, 1, 3]')"
-        )
-    if len(set(ratios)) < len(ratios):
-        raise ValueError(f"ratios is {list(ratios)}; each ratio may stand there once")
-    printed = paper.TABLE_4_RATIOS.get(clip_frames, paper.TABLE_4_RATIOS[8])
-    wanted = ratios or [x for x in printed if num_clips % (1 + x) == 0]
-    return {x: Schedule.ratio(num_clips, x) for x in wanted}
-
-
-def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """Raise ValueError unless `seeds` is a list of at least one whole number, each different."""
-    return check_whole_numbers("seeds", seeds, least=0)
-
-
-def check_clip_counts(clips: Sequence[int], clip_frames: int, profile: Profile) -> list[int]:
-    """Raise ValueError unless `clips` lists different numbers of clips N, with L x N at most the profile's frames."""
-    check_clip_frames(clip_frames)
-    most = num_clips_covering(profile.data.video_frames, clip_frames)
-    counts = check_whole_numbers("clips", clips, least=1)
-    if max(counts) > most:
-        raise ValueError(f"clips is {counts}; at L = {clip_frames} a video of this profile has at most {most} clips")
-    return counts
-
-
-def check_lengths(lengths: Sequence[int], profile: Profile) -> dict[int, int]:
-    """Give N for each clip length L of a list; ValueError unless L x N is the profile's frames, each L there once."""
-    for clip_frames in check_whole_numbers("lengths", lengths, least=1):
-        check_clip_frames(clip_frames)
-    return {clip_frames: num_clips_covering(profile.data.video_frames, clip_frames) for clip_frames in lengths}
-
-
-def check_video(video: int, num_videos: int) -> int:
-    """Raise ValueError unless `video` is the number of one of a split's videos, the first being 0."""
-    if isinstance(video, bool) or not isinstance(video, int) or not 0 <= video < num_videos:
-        raise ValueError(
-            f"video is {video!r}; it must be a whole number from 0 to {num_videos - 1}, one of the split's"
-        )
-    return video
-
-
-def ratio_name(cheap_per_expensive: int) -> str:
-    """Name a ratio as Table 4 does."""
-    return f"1:{cheap_per_expensive}" if cheap_per_expensive else "All E"
-
-
-def short(schedule: Schedule) -> str:
-    """Write a schedule in at most 16 letters."""
-    return str(schedule) if len(schedule) <= 16 else f"{schedule[:13]}..."
-
-
-def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
-    """Find a cell of the paper; None where that table has no such row or column, or leaves the cell blank."""
-    try:
-        cell = paper.reported(number, row, column)
-    except KeyError:
-        return None
-    return None if cell.value is None else cell
-
-
-def check_whole_numbers(name: str, values: Sequence[int], *, least: int) -> list[int]:
-    """Raise ValueError unless a list holds at least one whole number, each different and none below `least`."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name} is {values!r}; it must be a list of whole numbers, such as [0, 1, 2]")
-    if any(isinstance(value, bool) or not isinstance(value, int) or value < least for value in values):
-        raise ValueError(f"{name} is {list(values)}; each must be a whole number of at least {least}")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} is {list(values)}; one that stands there twice would count twice")
-    return list(values)
+    frame = pd.DataFrame(cells).set_index(["quantity", "of"])
+    if frame.index.has_duplicates:
+        raise ValueError(f"the row {frame.index[frame.index.duplicated()][0]} is there twice")
+    return Table(frame.astype({name: float for name in COLUMNS if name not in ("status", "seeds")}), caption, command)
 
 
 def _difference(row: Row, profile: Profile) -> float | None:
@@ -335,5 +132,167 @@ def _status(row: Row, profile: Profile) -> str:
     return "counted" if row.counted is not None else "not run: needs Kinetics"
 
 
-def _plain(value: float) -> str:
-    return f"{value:.7g}"
+def command(notebook: str, **parameters: Any) -> str:
+    """Give the papermill command that runs `notebooks/<notebook>.ipynb` with these parameters."""
+    text = {k: v for k, v in parameters.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
+    other = {k: v for k, v in parameters.items() if k not in text}
+    plain = "".join(f" -p {name} {value}" for name, value in text.items())
+    yaml = f" -y '{json.dumps(other).replace(chr(34), '')}'" if other else ""
+    return f"papermill notebooks/{notebook}.ipynb out.ipynb{plain}{yaml}"
+
+
+def save(
+    stem: str,
+    figure: Figure | None,
+    table: Table,
+    *,
+    profile: str,
+    seeds: Sequence[int],
+    seconds: float,
+    folder=FIGURES,
+) -> None:
+    """Write the figure as `<stem>.png` and `.svg`, and `<stem>.csv`, which begins with where its numbers come from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if figure is not None:
+        with plt.rc_context({"svg.hashsalt": stem}):
+            figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
+            figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": list(seeds)}
+    about |= {"seconds": round(seconds), **{k: v for k, v in circumstances().items() if k != "finished"}}
+    lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
+    write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
+
+
+def load(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table, its first two columns as its index, and where it comes from, out of `<stem>.csv`."""
+    path = folder / f"{stem}.csv"
+    with path.open(encoding="utf-8") as file:
+        lines = list(itertools.takewhile(lambda line: line.startswith("# "), file))
+    about = {key: json.loads(value) for key, value in (line[2:].split(": ", 1) for line in lines)}
+    frame = pd.read_csv(path, skiprows=len(lines))
+    return frame.set_index(list(frame.columns[:2])), about
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a notebook found of one statement of the paper; percentage points throughout."""
+
+    statement: str
+    source: str
+    difference: float  # of the two accuracies, the claimed winner's first
+    uncertainty: float  # two standard errors of that difference, over test videos and over seeds
+    margin: float = 0.0  # by how much the first may fall behind and the claim still hold; 0 for "beats"
+
+    @property
+    def verdict(self) -> str:
+        """Judge by the stated rule: the whole interval above -margin, below it, or across."""
+        if self.difference - self.uncertainty > -self.margin:
+            return "holds"
+        return "does not hold" if self.difference + self.uncertainty < -self.margin else "undecided within the spread"
+
+
+def judge(
+    statement: str, source: str, first: Sequence[Sequence[Any]], second: Sequence[Sequence[Any]], *, margin: float = 0.0
+) -> Claim:
+    """Compare two ways of classifying the same test videos, over one or several conditions.
+
+    Args:
+        first, second: for each condition (a ratio, a length), the results of `measure_all`, one a seed.
+
+    Raises: ValueError if the two have not been tried under equally many conditions, or not on the same videos.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} conditions against {len(second)}; there must be as many, and at least one")
+    shares, variances = [], []
+    for side in (first, second):
+        right = [np.array([list(marks) for marks in values(results, "correct")], float) for results in side]
+        seeds = min(map(len, right))  # each part of right is (seeds, videos)
+        by_seed = np.mean([part[:seeds].mean(axis=1) for part in right], axis=0)
+        variances.append(by_seed.var(ddof=1) / seeds if seeds > 1 else 0.0)
+        shares.append(np.mean([part.mean(axis=0) for part in right], axis=0))
+    gain = shares[0] - shares[1]
+    error = math.sqrt(gain.var(ddof=1) / len(gain) + sum(variances))
+    return Claim(statement, source, round(100 * float(gain.mean()), 2), round(200 * error, 2), margin)
+
+
+def tabulate(claims: Sequence[Claim], *, command: str, caption: str = _IN_POINTS) -> Table:
+    """Show what a notebook found of the paper's statements; it saves the table as `<stem>_claims`."""
+    columns = [*(field.name for field in fields(Claim)), "verdict"]
+    frame = pd.DataFrame([asdict(claim) | {"verdict": claim.verdict} for claim in claims], columns=columns)
+    return Table(frame.set_index("statement"), caption, command)
+
+
+def claims_as_markdown(*, folder: Path = FIGURES) -> str:
+    """Join what all notebooks found of the paper's statements into one Markdown table, as the README holds it."""
+    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    parts = [load(path.stem, folder=folder)[0].reset_index().assign(notebook=path.stem[:2]) for path in paths]
+    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
+    for claim in pd.concat(parts).itertuples():
+        margin = f" (margin {claim.margin:g})" if claim.margin else ""
+        number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
+        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
+    return "\n".join(lines) + "\n"
+
+
+def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
+    """Give what rows of video@1 and their cells are to be judged by; nothing for generated videos, which need none.
+
+    That is: macro-F1 of each, what always saying the commonest class would reach, how many of the listed videos could
+    be used and, where that is not all of them, video@1 over all that are listed.
+    """
+    if pair.profile.scene is not None:
+        return []
+    (census,), (commonest,) = (values(measured[cells[0]][:1], what) for what in ("census", "commonest"))
+    titles = {"macro-F1 (%)": "macro_f1"}
+    if census.used < census.expected:
+        titles["video@1 (% of expected)"] = "video1_of_expected"
+    found = [
+        Row(row.quantity.replace("video@1 (%)", title), row.name, measured=values(measured[cell], what))
+        for title, what in titles.items()
+        for row, cell in zip(rows, cells, strict=True)
+    ]
+    found.append(Row("video@1 (%)", "always the commonest class", counted=round(commonest, 2)))
+    keys = ("expected", "used", "missing", "corrupt")
+    return found + [Row("videos", key, counted=getattr(census, key)) for key in keys]
+
+
+def seconds_of(pair: FeaturePair, measured: Results) -> float:
+    """Add up what the training of the pair and of all cells took, whenever that was."""
+    cells = sum(sum(values(results, "seconds")) for results in measured.values())
+    return pair.expensive.seconds + pair.cheap.seconds + cells
+
+
+def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
+    """Find a cell of the paper; None where that table has no such row or column, or leaves the cell blank."""
+    try:
+        cell = paper.reported(number, row, column)
+    except KeyError:
+        return None
+    return None if cell.value is None else cell
+
+
+def ratio_name(cheap_per_expensive: int) -> str:
+    """Name a ratio as Table 4 does."""
+    return f"1:{cheap_per_expensive}" if cheap_per_expensive else "All E"
+
+
+def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:
+    """Turn the ratios 1:x of a study into schedules, or raise ValueError; none asks for those of Table 4 at this L."""
+    check_clip_frames(clip_frames)
+    num_clips = num_clips_covering(profile.data.video_frames, clip_frames)
+    printed = paper.TABLE_4_RATIOS.get(clip_frames, paper.TABLE_4_RATIOS[8])
+    fitting = [x for x in printed if num_clips % (1 + x) == 0]
+    wanted = fitting if ratios == [] else check_whole_numbers("ratios", ratios, least=0)
+    return {x: Schedule.ratio(num_clips, x) for x in wanted}
+
+
+def check_whole_numbers(name: str, numbers: Sequence[int], *, least: int, most: float = math.inf) -> list[int]:
+    """Raise ValueError unless a list holds at least one whole number, each different and none out of bounds."""
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not numbers:
+        raise ValueError(f"{name} is {numbers!r}; it must be a list of whole numbers, such as [0, 1, 2]")
+    if any(isinstance(each, bool) or not isinstance(each, int) or not least <= each <= most for each in numbers):
+        bound = f" and at most {most}" if most < math.inf else ""
+        raise ValueError(f"{name} is {list(numbers)}; each must be a whole number of at least {least}{bound}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{name} is {list(numbers)}; each number may stand there once")
+    return list(numbers)

@@ -10,17 +10,30 @@ import torch
 from torch import nn
 
 from faster_lib.data.datasets import generator_for
+from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import AggregatorTraining
-from faster_lib.training.feature_maps import LiveFeatures
-from faster_lib.training.feature_store import Request, StoredFeatures
-from faster_lib.training.features import FeaturePair
-from faster_lib.training.loop import Task, fit
-from faster_lib.training.optimisation import seeded
-from faster_lib.training.training_state import CHECKPOINT, curves_of
+from faster_lib.training.features import FeaturePair, LiveFeatures, Request, StoredFeatures
+from faster_lib.training.loop import Task, run_training, seeded
 
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
+
+
+def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
+    """Put the frozen networks, a fresh aggregator and its classifier together.
+
+    The classifier starts as the expensive network's, undone for the features' scale (ours; the paper does not say).
+    """
+    profile, expensive, cheap = pair.profile, pair.expensive.network, pair.cheap.network
+    aggregator = build_aggregator(name, expensive.channels, profile.networks.reduction)
+    scales = (1.0, 1.0) if aggregator.aggregates_scores else pair.scales
+    model = Faster(expensive, cheap, aggregator, schedule, profile.data.num_classes, feature_scales=scales)
+    if model.classifier is not None:
+        with torch.no_grad():
+            model.classifier[-1].weight.copy_(expensive.classifier.weight / scales[0])
+            model.classifier[-1].bias.copy_(expensive.classifier.bias)
+    return model
 
 
 def train_aggregator(
@@ -34,13 +47,10 @@ def train_aggregator(
 ) -> tuple[Faster, float]:
     """Train an aggregator and its classifier (stage 2) on the features of the frozen networks.
 
-    The classifier starts as the expensive network's, undone for the features' scale; an epoch sees one view of each
-    video (both ours; the paper does not say).
-
     Args:
         start: weights of an aggregator that was trained before, on the features of another profile.
         folder: where the checkpoint lies, from which an interrupted training goes on.
-    Returns: the model in eval mode, and the mean training loss of the last epoch.
+    Returns: the model in eval mode, its aggregator in the fast form, and the mean training loss of the last epoch.
     Source: FASTER, "Setups for learning to aggregate".
     """
     settings = pair.profile.aggregator_training
@@ -49,36 +59,34 @@ def train_aggregator(
     model = seeded(seed, build_faster, pair, name, schedule)
     if start is not None:
         model.aggregator.load_state_dict(start)
+    model.aggregator = fast_form(model.aggregator)
     task = Task(
-        label=folder.name,
+        folder=folder,
         settings=settings,
         engine=pair.profile.engine,
         steps=settings.epochs * steps,
         batch_samples=min(settings.batch_videos, len(train.targets)),
         seed=seed,
-        batches=lambda first, mine, parts: _read_batches(train, settings, len(schedule), seed, first, mine, parts),
+        batches=lambda first, mine, parts: _read_batches(train, schedule, settings, seed, first, mine, parts),
         compute=_compute,
-        checkpoint=folder / CHECKPOINT,
-        curves=curves_of(folder),
         kept_losses=steps,
         is_quiet=True,
     )
-    losses = fit(_FromFeatures(model), task)["last_losses"]
+    losses = run_training(_FromFeatures(model), task)["last_losses"]
     return model.cpu().eval(), sum(losses) / len(losses)
 
 
 class _Drawn(NamedTuple):
-    """Some clips' feature maps (B, N, C, l, h, w) of some videos, and their classes (B,)."""
+    """The feature maps of some videos' clips, N maps (B, C, l, h, w), and the videos' classes (B,)."""
 
-    expensive: torch.Tensor
-    cheap: torch.Tensor
+    maps: list[torch.Tensor]
     targets: torch.Tensor
 
 
 class _FromFeatures(nn.Module):
     """What stage 2 trains of a Faster, without the frozen networks: it takes feature maps and gives scores.
 
-    Shape: (B, N, C, l, h, w) of either network -> (B, num_classes)
+    Shape: N maps (B, C, l, h, w) -> (B, num_classes)
     Source: Fig. 2.
     """
 
@@ -87,20 +95,22 @@ class _FromFeatures(nn.Module):
         self.whole = (model,)  # in a tuple, where its parameters are not looked for
         self.learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
 
-    def forward(self, expensive: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
-        return self.whole[0].from_features(expensive, cheap)
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.whole[0].from_features(maps)
 
 
 def _compute(network: nn.Module, drawn: _Drawn) -> tuple[torch.Tensor, torch.Tensor]:
     device = next(network.parameters()).device
-    return network(drawn.expensive.to(device), drawn.cheap.to(device)), drawn.targets.to(device)
+    return network([maps.to(device) for maps in drawn.maps]), drawn.targets.to(device)
 
 
-def _read_batches(train: StoredFeatures | LiveFeatures, *drawing: Any) -> Iterator[_Drawn]:
+def _read_batches(
+    train: StoredFeatures | LiveFeatures, schedule: Schedule, settings: AggregatorTraining, *drawing: Any
+) -> Iterator[_Drawn]:
     """Read what is drawn."""
-    requests, ahead = itertools.tee(_draw_batches(train, *drawing))
-    for (videos, *_), maps in zip(requests, train.read_each(ahead), strict=True):
-        yield _Drawn(*maps, train.targets[videos])
+    requests, ahead = itertools.tee(_draw_batches(train, settings, len(schedule), *drawing))
+    for (videos, *_), maps in zip(requests, train.read_each(ahead, schedule), strict=True):
+        yield _Drawn(maps, train.targets[videos])
 
 
 def _draw_batches(
@@ -112,13 +122,13 @@ def _draw_batches(
     mine: Sequence[int],
     parts: int,
 ) -> Iterator[Request]:
-    """Draw this rank's share of each batch from a step on."""
+    """Draw this rank's share of each batch from a step on; an epoch sees one view of each video."""
     videos, steps = len(train.targets), math.ceil(len(train.targets) / settings.batch_videos)
     for epoch in range(first // steps, settings.epochs):
         generator = generator_for(seed, epoch)
         order = torch.randperm(videos, generator=generator)
         for step, batch in enumerate(order.split(settings.batch_videos), start=epoch * steps):
-            clips = _draw_clips(len(batch), train.num_clips, num_clips, generator)
+            clips = draw_clips(len(batch), train.num_clips, num_clips, generator)
             if step < first:
                 continue
             views = (batch + epoch) % train.num_views
@@ -126,22 +136,7 @@ def _draw_batches(
                 yield batch[part::parts], views[part::parts], clips[part::parts]
 
 
-def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
-    """Put the frozen networks, a fresh aggregator and its classifier together."""
-    profile, expensive, cheap = pair.profile, pair.expensive.network, pair.cheap.network
-    aggregator = build_aggregator(name, expensive.channels, profile.networks.reduction)
-    scales = (1.0, 1.0) if aggregator.aggregates_scores else pair.scales
-    dropout = profile.aggregator_training.dropout
-    classes = profile.data.num_classes
-    model = Faster(expensive, cheap, aggregator, schedule, classes, feature_scales=scales, dropout=dropout)
-    if model.classifier is not None:
-        with torch.no_grad():
-            model.classifier[-1].weight.copy_(expensive.classifier.weight / scales[0])
-            model.classifier[-1].bias.copy_(expensive.classifier.bias)
-    return model
-
-
-def _draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: torch.Generator) -> torch.Tensor:
+def draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: torch.Generator) -> torch.Tensor:
     """Draw N of each video's stored clips, in temporal order: (videos, N).
 
     N of many clips that were drawn independently are N clips drawn independently.

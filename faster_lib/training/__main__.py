@@ -1,0 +1,69 @@
+"""The command line of training: one clip network, the features of a split, or one aggregator."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from faster_lib.models.faster import Schedule
+from faster_lib.paths import RUNS
+from faster_lib.profiles import load_profile
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.loop import find_ranks
+from faster_lib.training.stage1 import train_backbone
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one clip network, compute a split's features, or train one aggregator; results in runs/ are reused.
+
+    Under `accelerate launch` all processes do it together.
+    """
+    given = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    runs = given.anew.resolve() if given.anew else RUNS
+    profile = load_profile(given.profile)
+    profile = profile if given.fold is None else profile.in_fold(given.fold)
+    if given.stage == "backbone":
+        train_backbone(profile, given.backbone, given.L, runs=runs, may_be_shipped=given.anew is None)
+        return
+    names = (profile.networks.expensive, profile.networks.cheap)
+    pair = FeaturePair(profile, *(train_backbone(profile, name, given.L, runs=runs) for name in names), runs=runs)
+    if given.stage == "features":
+        pair.prepare(given.split)
+        return
+    cell = (given.aggregator, Schedule.ratio(pair.num_clips, given.ratio))
+    (found,) = measure_all(pair, [cell], seeds=[given.seed], split=given.split)[cell]
+    if find_ranks().is_main_process:
+        log.info("%s, %s on %s: video@1 %.2f %%", *cell, given.split, found.video1)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
+    parser.add_argument("--stage", choices=["backbone", "features", "aggregator"], default="backbone")
+    parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
+    parser.add_argument("--fold", type=int, help="of a set with three splits: 1, 2 or 3")
+    threads = "of PyTorch, at most: loading threads have a core each; the last digits of the weights depend on it"
+    parser.add_argument("--threads", type=int, help=threads)
+    folder = "use this folder in place of runs/, and no shipped network but one to start from"
+    parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)
+    parser.add_argument("--backbone", help="stage backbone: a name of build_backbone, such as r2d_26")
+    parser.add_argument("--aggregator", default="fast_gru", help="stage aggregator: a name of build_aggregator")
+    parser.add_argument("--ratio", type=int, default=1, help="stage aggregator: cheap clips per expensive one")
+    parser.add_argument("--seed", type=int, default=0, help="stage aggregator: seed of the training")
+    parser.add_argument("--split", default="test", help="stages features and aggregator: whose videos are used")
+    given = parser.parse_args(arguments)
+    if given.stage == "backbone" and given.backbone is None:
+        parser.error("--stage backbone needs --backbone, such as r2d_26")
+    return given
+
+
+if __name__ == "__main__":
+    main()

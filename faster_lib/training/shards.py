@@ -1,0 +1,123 @@
+"""The files of a store of feature maps: shards whose names say what they hold, verified and then read bit by bit."""
+
+import hashlib
+import logging
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from faster_lib.store import Entry, write_whole
+from faster_lib.training.loop import find_ranks, tell_all
+
+log = logging.getLogger(__name__)
+
+_SHARD = re.compile(r"shard_(\d+)-(\d+)-([0-9a-f]{16})\.safetensors")
+
+
+class Shard(NamedTuple):
+    """A file with the feature maps of some consecutive videos, and the first 16 digits of its sha256."""
+
+    path: Path
+    videos: range
+    sha256: str
+
+
+def write_shard(folder: Path, videos: range, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a shard under the hash of its content; it is there whole or not at all."""
+    content = save(tensors)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    write_whole(folder / f"shard_{videos.start:07d}-{videos.stop:07d}-{digest}.safetensors", content)
+
+
+def list_shards(folder: Path) -> list[Shard]:
+    """List a store's shards, in the order of their videos."""
+    named = [(path, _SHARD.fullmatch(path.name)) for path in sorted(folder.glob("shard_*.safetensors"))]
+    return [Shard(path, range(int(name[1]), int(name[2])), name[3]) for path, name in named if name]
+
+
+def find_gaps(shards: Sequence[Shard], num_videos: int, shard_videos: int) -> list[range]:
+    """Give the videos that no shard holds, in stretches of at most `shard_videos`."""
+    starts = [0, *(shard.videos.stop for shard in shards)]
+    stops = [*(shard.videos.start for shard in shards), num_videos]
+    return [
+        range(first, min(first + shard_videos, stop))
+        for start, stop in zip(starts, stops, strict=True)
+        for first in range(start, stop, shard_videos)
+    ]
+
+
+def drop_damaged(entry: Entry) -> None:
+    """Remove the shards that are not what their names say; a store that lacks some is unfinished and has no record.
+
+    Every shard is read for that once a process, unless it has changed since. Several ranks share them out.
+    """
+    ranks = find_ranks()
+    for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
+        if shard.path.is_file():
+            about = shard.path.stat()
+            if not _has_hash(shard.path, shard.sha256, about.st_size, about.st_mtime_ns):
+                log.warning("%s is damaged; its features are computed again", shard.path)
+                shard.path.unlink(missing_ok=True)
+    ranks.wait_for_everyone()
+    if ranks.is_main_process and entry.is_complete:
+        videos = entry.record["measures"]["videos"]
+        if gaps := find_gaps(list_shards(entry.path), videos, videos):
+            for gap in gaps:
+                log.warning("%s lacks videos %d to %d; they are computed again", entry.path, gap[0], gap[-1])
+            (entry.path / "record.json").unlink(missing_ok=True)
+    ranks.wait_for_everyone()
+
+
+@cache
+def _has_hash(path: Path, sha256: str, *_as_long_as: int) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256)
+
+
+class ShardReader:
+    """One network's shards. No file is open but while it is read, and no more of it is read than is asked for."""
+
+    def __init__(self, folder: Path):
+        self.shards = list_shards(folder)
+        self.stops = torch.tensor([shard.videos.stop for shard in self.shards])
+        kept = []
+        for shard in self.shards:
+            with safe_open(shard.path, "pt") as file:
+                kept.append((file.get_tensor("targets"), file.get_tensor("square_sums")))
+                self.shape = tuple(file.get_slice("features").get_shape()[1:])  # (views, N, C, l, h, w)
+        self.targets, self.square_sums = (torch.cat(parts) for parts in zip(*kept, strict=True))
+
+    def read(self, videos: torch.Tensor, views: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+        """Read n clips of B videos: (B,), (B,), (B, n) -> (B, n, C, l, h, w), half precision turned to single."""
+        found = torch.empty(*clips.shape, *self.shape[2:], dtype=torch.float16)
+        numbers = torch.bucketize(videos, self.stops, right=True)
+        for number in numbers.unique().tolist():
+            shard, rows = self.shards[number], (numbers == number).nonzero().flatten()
+            places = (videos[rows] - shard.videos.start, views[rows])
+            with safe_open(shard.path, "pt") as file:
+                maps = file.get_tensor("features")  # mapped: only what is taken from it is read
+                found[rows] = maps[places[0][:, None], places[1][:, None], clips[rows]]
+        return found.float()
+
+
+def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:
+    """See whether files of these sizes, each a product, fit the disk on which a folder lies.
+
+    Raises: OSError if they do not, with the arithmetic.
+    """
+    needed, free = sum(map(math.prod, sizes)), shutil.disk_usage(folder).free
+    if needed > free:
+        products = " + ".join(" × ".join(map(str, size)) for size in sizes)
+        raise OSError(
+            f"the feature maps need {needed:,} bytes ({products}: videos × views × clips × channels × frames × rows × "
+            f"columns × bytes), but {free:,} are free in {folder}; set FASTER_RUNS to a larger disk, or write "
+            "loading.features: on_the_fly in the profile, which stores none"
+        )

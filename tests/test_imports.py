@@ -1,0 +1,98 @@
+"""Tests of what importing the library needs of a machine and changes in a process, each in a process of its own."""
+
+import ast
+import os
+import subprocess
+import sys
+
+from faster_lib.paths import ROOT
+
+TORCH_ALONE = """
+import sys
+
+BLOCKED = set(
+    "torchvision decord av fvcore iopath pydantic yaml accelerate safetensors tqdm joblib filelock pandas matplotlib "
+    "seaborn sklearn scipy threadpoolctl pebble PIL nbconvert submitit".split()
+)
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+import torch
+from faster_lib import AGGREGATORS, TABLE_1, Faster, build_aggregator, build_backbone
+
+networks = [build_backbone(name, 5, 1 / 64).eval() for name in TABLE_1]
+for aggregator in AGGREGATORS:
+    for expensive in networks:
+        model = Faster(expensive, networks[0], build_aggregator(aggregator, 32), "EC", 5).eval()
+        assert model(torch.zeros(1, 2, 3, 8, 33, 33, dtype=torch.uint8)).isfinite().all()
+torch.save(networks[0].state_dict(), sys.argv[1])
+build_backbone("r2d_26", 5, 1 / 64, weights=sys.argv[1])
+for name, expected in (("r2d_27", ValueError), ("torchvision/s3d", ImportError)):
+    try:
+        build_backbone(name)
+    except expected as error:
+        print(error)
+print(sorted(name for name in sys.modules if name.startswith("faster_lib") and ".models" not in name))
+"""
+
+UNCHANGED = """
+import importlib, logging, os, pkgutil, sys, warnings
+
+for name in sys.argv[1:]:  # others' modules may set what they like
+    try:
+        importlib.import_module(name)
+    except ImportError:  # of an extra that is not installed
+        pass
+
+def state():
+    loggers = [logging.root, *(log for log in logging.root.manager.loggerDict.values() if hasattr(log, "level"))]
+    return dict(os.environ), dict(enumerate(warnings.filters)), {log.name: log.level for log in loggers if log.level}
+
+before = state()
+import faster_lib
+names = [module.name for module in pkgutil.walk_packages(faster_lib.__path__, "faster_lib.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+for name in faster_lib.__all__:
+    assert name in dir(faster_lib) and getattr(faster_lib, name) is not None, name
+for kind, one, other in zip(("environment", "filters", "levels"), before, state(), strict=True):
+    changed = [key for key in {*one, *other} if one.get(key) != other.get(key)]
+    assert not changed, f"{kind} changed: {changed}"
+print(len(names))
+"""
+
+
+def run(code: str, *arguments: str) -> list[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def outside_modules() -> list[str]:
+    """All modules of others that the library imports, wherever it does."""
+    found = set()
+    for path in (ROOT / "faster_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module)
+    return sorted(name for name in found if name.partition(".")[0] != "faster_lib")
+
+
+def test_the_models_run_where_torch_is_alone_and_import_nothing_else_of_the_library(tmp_path):
+    unknown, missing, imported = run(TORCH_ALONE, str(tmp_path / "weights.pth"))
+    assert unknown.startswith("unknown network 'r2d_27'; choose one of r2d_26")
+    assert missing.endswith("torchvision.models is blocked") or missing == "torchvision is blocked"
+    assert imported == "['faster_lib']"
+
+
+def test_importing_every_module_changes_no_environment_variable_no_filter_and_no_level():
+    (number,) = run(UNCHANGED, *outside_modules())
+    assert int(number) > 20

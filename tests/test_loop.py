@@ -1,0 +1,239 @@
+"""Tests of the training loop: two processes train the networks that one would, and score the same videos."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from faster_lib.data.datasets import EpochDraws
+from faster_lib.data.index import load_videos
+from faster_lib.paths import ROOT
+from faster_lib.profiles import load_profile
+from faster_lib.training import loop
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+
+
+def odd_profile(**engine_changes):
+    """Batches of 5 videos, which two processes cannot halve, and a last batch of stage 2 with one video for both."""
+    changes = {
+        "scene": {"videos": {"train": 16, "test": 16, "val": 16}},
+        "backbone_training": {"batch_frames": 40, "iterations": 4, "optimiser": "sgd", "learning_rate": 0.1},
+        "aggregator_training": {"batch_videos": 5, "optimiser": "sgd", "learning_rate": 0.05},
+        "engine": engine_changes,
+    }
+    smoke = load_profile("smoke")
+    parts = {name: getattr(smoke, name).model_copy(update=change) for name, change in changes.items()}
+    return smoke.model_copy(update={"name": "odd", **parts})
+
+
+def launch(profile, processes: int, runs, *arguments: str) -> str:
+    """Run the training command as a user would, with a profile of its own in a folder."""
+    program = runs.parent / "program.py"
+    program.write_text(
+        "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as command, loop\n"
+        "from tests.ranked_batch_norm import synchronise\nloop.synchronise_batch_norm = synchronise\n"
+        f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
+        "command.load_profile = lambda name: profile\ncommand.main()\n"
+    )
+    environment = os.environ | {
+        "FASTER_RUNS": str(runs),
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [*LAUNCH, str(processes), str(program), "--profile", "odd", "-L", "8", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ACCELERATE_USE_CPU": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folders of results of one process and of two, on the same videos."""
+    folders = [tmp_path_factory.mktemp(f"by_{n}") / "runs" for n in (1, 2)]
+    for number, runs in enumerate(folders, start=1):
+        if number == 2:
+            (runs / "odd").mkdir(parents=True)
+            (runs / "odd" / "videos").symlink_to(folders[0] / "odd" / "videos")
+        launch(odd_profile(), number, runs, "--stage", "aggregator", "--ratio", "1")
+    return folders
+
+
+def weights_of(runs, kind: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        path.parent.name.rsplit("-", 1)[0]: load_file(path) for path in runs.glob(f"odd/{kind}/*/weights.safetensors")
+    }
+
+
+def records_of(runs, kind: str) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in runs.glob(f"odd/{kind}/*/record.json")]
+    return {(r["depends"].get("network") or r["depends"]["aggregator"]): r["measures"] for r in found}
+
+
+@pytest.mark.parametrize("kind", ["networks", "aggregators"])
+def test_two_processes_train_the_same_weights_with_the_same_losses_as_one(both, kind):
+    one, two = (weights_of(runs, kind) for runs in both)
+    assert one.keys() == two.keys() and len(one) == (2 if kind == "networks" else 1)
+    for network, weights in one.items():
+        for name, weight in weights.items():
+            assert torch.allclose(weight.float(), two[network][name].float(), rtol=2e-3, atol=2e-4), (network, name)
+    for name, measures in records_of(both[0], kind).items():
+        other = records_of(both[1], kind)[name]
+        if kind == "networks":
+            assert other["first_losses"] == pytest.approx(measures["first_losses"], rel=1e-4)
+            assert len(set(measures["first_losses"])) == 4, "each step saw other clips"
+        else:
+            assert other["train_loss"] == pytest.approx(measures["train_loss"], rel=1e-3)
+            assert {k: v for k, v in other.items() if k != "train_loss"} == {
+                k: v for k, v in measures.items() if k != "train_loss"
+            }, "the evaluation to the digit"
+
+
+def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_them_has_nothing_left(tmp_path):
+    """Batches of 3 videos: the second process has one of them, and sometimes that one is broken."""
+    odd = odd_profile()
+    data = odd.data.model_copy(update={"most_unreadable_share": 0.2})
+    training = odd.backbone_training.model_copy(update={"batch_frames": 24, "seed": 3})
+    profile = odd.model_copy(update={"data": data, "backbone_training": training})
+    for processes in (1, 2):
+        runs = tmp_path / str(processes) / "runs"
+        videos = load_videos(profile, "train", runs=runs)
+        for number in (3, 5):
+            videos.videos[number].path.write_bytes(b"no video")
+        launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs))
+    (one,), (two,) = (records_of(tmp_path / n / "runs", "networks").values() for n in ("1", "2"))
+    assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-4)
+    assert {Path(path).name for path in one["skipped"]} == {Path(path).name for path in two["skipped"]}
+    assert len(one["skipped"]) == 2
+
+
+class Part(NamedTuple):
+    x: torch.Tensor
+    targets: torch.Tensor
+
+
+class Small(torch.nn.Module):
+    """A network that draws random numbers at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def batches_of(first, mine, parts):
+    """Endless batches of 10 samples, in as many parts as asked for."""
+    for step in itertools.count(first):
+        generator = torch.Generator().manual_seed(step)
+        x, targets = torch.randn(10, 6, generator=generator), torch.randint(3, (10,), generator=generator)
+        yield from (Part(x[part::parts], targets[part::parts]) for part in mine)
+
+
+def fit_small(folder, *, dropout: float = 0.3, before=lambda step: None, steps: int = 8, **changes):
+    smoke = load_profile("smoke")
+    settings = smoke.backbone_training.model_copy(update={"checkpoint_iterations": 3, "optimiser": "adamw"})
+    network = loop.seeded(0, Small)
+    network.layers[1].p = dropout
+
+    def compute(network, part):
+        before(task.steps)
+        return network(part.x), part.targets
+
+    task = loop.Task(
+        folder=folder / "networks" / "small-0",
+        settings=settings,
+        engine=smoke.engine.model_copy(update=changes),
+        steps=steps,
+        batch_samples=10,
+        seed=3,
+        batches=batches_of,
+        compute=compute,
+        kept_losses=2,
+    )
+    found = loop.run_training(network, task)
+    return {name: value.clone() for name, value in network.state_dict().items()}, found
+
+
+def test_a_batch_in_three_uneven_parts_gives_the_gradient_of_the_whole(tmp_path):
+    (whole, losses), (parts, of_parts) = (
+        fit_small(tmp_path / str(number), dropout=0.0, accumulation=number) for number in (1, 3)
+    )
+    for name, weight in whole.items():
+        assert torch.allclose(weight, parts[name], atol=1e-6), name
+    assert of_parts["first_losses"] == pytest.approx(losses["first_losses"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"a batch of 10 cannot be shared out to 1 processes in 11 part\(s\)"):
+        fit_small(tmp_path / "11", accumulation=11)
+
+
+def test_bf16_is_used_where_the_profile_says_so(tmp_path):
+    (full, _), (mixed, _) = (fit_small(tmp_path / name, mixed_precision=name) for name in ("no", "bf16"))
+    far = max((full[name] - mixed[name]).abs().max().item() for name in full)
+    assert 0 < far < 0.02
+
+
+@pytest.mark.parametrize("stop", ["sigterm", "error"])
+def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_path, stop):
+    undisturbed, losses = fit_small(tmp_path / "whole")
+    count = itertools.count(1)
+
+    def disturb(_):
+        if next(count) == 5:
+            if stop == "error":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit if stop == "sigterm" else KeyboardInterrupt) as caught:
+        fit_small(tmp_path / "cut", before=disturb)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    if stop == "sigterm":
+        assert caught.value.code == 143
+    state = torch.load(tmp_path / "cut" / "networks" / "small-0" / loop.CHECKPOINT, weights_only=True)
+    kept = state["progress"]["iteration"]
+    assert kept == (3 if stop == "error" else 6)  # by SIGTERM: the step at hand and the next, which sees the signal
+    torch.manual_seed(99)  # another process would be elsewhere
+    again, found = fit_small(tmp_path / "cut")
+    assert all(torch.equal(again[name], weight) for name, weight in undisturbed.items())
+    times = {"training_seconds"}
+    assert {k: v for k, v in found.items() if k not in times} == {k: v for k, v in losses.items() if k not in times}
+    assert len(found["last_losses"]) == 2
+
+
+def test_the_curves_hold_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
+    fit_small(tmp_path, steps=6)
+    curves = EventAccumulator(str(tmp_path / "tensorboard" / "small-0"))
+    curves.Reload()
+    names = {"loss", "accuracy", "learning rate", "samples per second", "data wait share", "peak memory (MiB)"}
+    assert set(curves.Tags()["scalars"]) == names
+    assert [event.step for event in curves.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert all(0 <= event.value <= 1 for event in curves.Scalars("data wait share"))
+    assert all(0 <= event.value <= 100 for event in curves.Scalars("accuracy"))
+
+
+def test_ranks_share_out_every_batch_without_a_double_or_a_gap():
+    whole = list(EpochDraws(13, batch_videos=5, first=2, iterations=9, seed=1))
+    dealt = [
+        list(EpochDraws(13, batch_videos=5, first=2, iterations=9, seed=1, mine=mine, parts=4))
+        for mine in ((0, 2), (1, 3))
+    ]
+    for number, batch in enumerate(whole):
+        shares = [share for rank in dealt for share in rank[2 * number : 2 * number + 2]]
+        assert sorted(itertools.chain(*shares)) == sorted(batch)
+        assert {len(share) for share in shares} == {1, 2}
+    assert (
+        len(dealt[0])
+        == 2 * len(whole)
+        == len(EpochDraws(13, batch_videos=5, first=2, iterations=9, seed=1, mine=(0, 2), parts=4))
+    )
