@@ -18,6 +18,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -181,7 +182,8 @@ def watch(
         time.sleep(0.01)
     end_group(running.pid)
     if ended[1]:
-        raise RuntimeError(f"a start ended with the status {os.waitstatus_to_exitcode(ended[1])}; its output says why")
+        said = (runs.parent / "output.txt").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"a start ended with the status {os.waitstatus_to_exitcode(ended[1])}; it printed:\n{said}")
     return None, moments
 
 
@@ -387,8 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.folder.resolve()
     if folder.is_dir() and any(folder.iterdir()):
         parser.error(f"{given.folder} is not empty; name a folder that is, or is not there yet")
-    scratch = folder / "scratch"
-    scratch.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="kills-")  # a short path, since sockets lie there: Unix takes 108 characters
     os.environ |= {"TMPDIR": str(scratch), "JOBLIB_TEMP_FOLDER": str(scratch)}  # killed processes leave things there
     random.seed(given.seed)
     began, number = time.monotonic(), 0
