@@ -6,7 +6,11 @@ cost is composed of its clips' costs, each network being counted once.
 
 import functools
 import itertools
+import math
+import re
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,26 +18,27 @@ from torch import nn
 with warnings.catch_warnings():  # importing it scripts two losses that nobody here uses, and that is deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
 
 from faster_lib.models.aggregators import Aggregator, Pointwise, build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import check_clip_frames, check_whole
 from faster_lib.models.faster import Schedule
 
-# Operators that fvcore counts and the paper does not. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92
-# without batch norm and 120.58 with it.
-_NOT_IN_CONVENTION = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "adaptive_avg_pool3d")
-# Operators that fvcore does not know and that multiply no weights: element-wise, pooling, resizing, softmax, dropout,
-# views.
-_FREE = """
-    sigmoid sigmoid_ tanh tanh_ relu relu_ mean max_pool2d max_pool3d avg_pool2d avg_pool3d _upsample_bilinear2d_aa
-    softmax log clamp_min dropout rsub sub sub_ neg add add_ addcmul mul mul_ div div_ stack cat chunk unsafe_chunk
-    split unbind unflatten select movedim zeros zeros_like ones_like
-"""
+# Operators of one tensor that compute products all the same; those that take several and multiply no weights: they
+# move, look up, compare or scale numbers one by one, as batch norm does. Source: Table 2, whose 119.9 for R(2+1)D-50 at
+# L = 32 is 119.92 without batch norm and 120.58 with it.
+_PRODUCTS_OF_ONE = re.compile("linalg_(?!vector_norm)|fft_|matrix_|_?trilinear|stft|istft|cov$|corrcoef")
+_FREE_OF_SEVERAL = re.compile(
+    r"\w*_norm|grid_sampler\w*|prelu|r?sub|where|cat|stack|[hvd]stack|meshgrid|broadcast_tensors|\w*embedding\w*|\w*pool\w*|take\w*"
+    r"|_?index\w*|gather|\w*scatter\w*|masked_\w+|copy|type_as|\w+_as|to|new_\w+|_?unsafe_\w+|\w+_like|__\w+__|\w*loss\w*"
+)
 
 
 def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
-    """Count the multiply-accumulates of one call, those of convolutions and matrix products.
+    """Count the multiply-accumulates of one call: those of convolutions, matrix products and attention.
+
+    An operator that takes one tensor multiplies no weights and is free, as are those that work number by number.
 
     Args:
         example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
@@ -42,23 +47,103 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
     """
     modes = [(part, part.training) for part in module.modules()]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # which makes attention one operator without parts
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
-            count = FlopCountAnalysis(module.eval(), arguments)
+            count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            count.set_op_handle(
-                *(part for op in _NOT_IN_CONVENTION for part in (f"aten::{op}", lambda inputs, outputs: 0))
-            )
+            for operator, handle in _PRODUCTS.items():
+                count.set_op_handle(f"aten::{operator}", handle)
             total = count.total()
-            uncounted = sorted(set(count.unsupported_ops()) - {f"aten::{op}" for op in _FREE.split()})
+            uncounted = sorted(operator for operator in count.unsupported_ops() if not _is_free(operator))
     finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
         for part, is_training in modes:
             part.training = is_training
     if uncounted:
         runs = f"{type(module).__name__} runs {', '.join(uncounted)}"
         raise ValueError(f"{runs}, which cannot be counted; build it from convolutions, linear layers and cells")
     return int(total)
+
+
+@functools.cache
+def _is_free(operator: str) -> bool:
+    """Whether an operator multiplies no weights, by PyTorch's own description of it."""
+    namespace, name = operator.split("::")
+    if namespace == "prim":
+        return True
+    name = name if name.endswith("__") else name.rstrip("_")
+    if namespace != "aten" or _PRODUCTS_OF_ONE.match(name):
+        return False
+    if _FREE_OF_SEVERAL.fullmatch(name):
+        return True
+    packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, f"{name}_", None)
+    overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
+    if any(torch.Tag.pointwise in each.tags for each in overloads):
+        return True
+    return bool(overloads) and min(map(_count_tensors, overloads)) < 2
+
+
+def _count_tensors(overload: Any) -> int:
+    kinds = [str(argument.type) for argument in overload._schema.arguments if not argument.is_out]
+    return sum(2 if "List" in kind else 1 for kind in kinds if "Tensor" in kind)
+
+
+def _product(first: int) -> Callable:
+    """Count a product of matrices or vectors, broadcast or not: each number of the result is a sum of products."""
+    return lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[first])[-1]
+
+
+def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    is_transposed = len(inputs) > 8 and inputs[6].toIValue()  # each number of its input meets the kernel once
+    numbers = get_shape(inputs[0] if is_transposed else outputs[0])
+    return math.prod(numbers) * math.prod(get_shape(inputs[1])[1:])
+
+
+def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    keys = get_shape(inputs[1])[-2]
+    return keys * (math.prod(get_shape(inputs[0])) + math.prod(get_shape(outputs[0])))
+
+
+def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count two operands at a time, in PyTorch's order: each product has as many terms as its letters' sizes give."""
+    equation, path = inputs[0].toIValue().replace(" ", ""), inputs[2].toIValue() if len(inputs) > 2 else None
+    shapes, (left, _, right) = [get_shape(each) for each in inputs[1].node().inputs()], equation.partition("->")
+    sizes: dict[str, int] = {}
+    terms = []
+    for term, shape in zip(left.split(","), shapes, strict=True):
+        before, dots, after = term.partition("...")
+        wide = [f"<{i}>" for i in range(len(shape) - len(before + after), 0, -1)] if dots else []
+        terms.append([*before, *wide, *after])
+        for letter, size in zip(terms[-1], shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    every = [letter for term in terms for letter in term]
+    kept = set(right) if "->" in equation else {letter for letter in every if every.count(letter) == 1}
+    kept |= {letter for letter in every if letter.startswith("<")}
+    total, order = 0, iter(path or [0, 1] * (len(terms) - 1))
+    for places in zip(order, order, strict=True):
+        pair = [terms.pop(place) for place in sorted(places, reverse=True)]
+        joint = set().union(*pair)
+        total += math.prod(sizes[letter] for letter in joint)
+        terms.insert(0 if path is None else len(terms), [x for x in joint if x in kept.union(*terms)])
+    return total
+
+
+def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:  # of M x K and K x N numbers into M x N
+    return math.isqrt(math.prod(math.prod(get_shape(each)) for each in (*inputs[:2], outputs[0])))
+
+
+_PRODUCTS = {
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "linear"), _product(0)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _product(1)),
+    **dict.fromkeys(("_convolution", "_convolution_mode"), _convolution),
+    "einsum": _einsum,
+    "outer": lambda inputs, outputs: math.prod(get_shape(outputs[0])),
+    "scaled_dot_product_attention": _attention,
+    "tensordot": _tensordot,
+}
 
 
 def video_gmacs(
@@ -81,20 +166,17 @@ def video_gmacs(
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
-    networks = {"expensive": expensive, "cheap": cheap}
-    return running_gmacs(**networks, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px)[-1]
+    return _spend(expensive, cheap, aggregator, schedule, L, size_px)[-1]
 
 
-def running_gmacs(
-    *,
-    expensive: str | nn.Module,
-    cheap: str | nn.Module,
-    aggregator: str | Aggregator | None,
-    schedule: Schedule | str,
-    L: int,
-    size_px: int = 224,
-) -> list[float]:
+def running_gmacs(*, size_px: int = 224, **video: Any) -> list[float]:
     """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
+    return _spend(size_px=size_px, **video)
+
+
+def _spend(
+    expensive: str | nn.Module, cheap: str | nn.Module, aggregator: Any, schedule: str, L: int, size_px: int
+) -> list[float]:
     check_clip_frames(L)
     check_whole("size_px", size_px)
     networks, schedule = {"E": expensive, "C": cheap}, Schedule(schedule)

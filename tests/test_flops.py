@@ -1,8 +1,10 @@
 """Tests of faster_lib.flops against closed forms and the costs that the paper prints."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model, get_model_weights
 
 from faster_lib import paper
 from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
@@ -141,23 +143,113 @@ def test_networks_are_counted_by_torchvisions_names_too_at_the_size_that_their_w
     assert round(1e9 * (video - 2 * clip)) == STEPS["fast_gru"][0](512, 4) * 8 * 7 * 7
 
 
+class Call(nn.Module):
+    """A module that calls a function of its arguments."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments):
+        return self.function(*arguments)
+
+
+def count_call(function, *shapes: tuple[int, ...]) -> int:
+    return count_macs(Call(function), tuple(torch.rand(shape) for shape in shapes))
+
+
 @pytest.mark.parametrize(
-    ("free", "size"),
+    ("function", "shapes", "macs"),
     [
-        (nn.BatchNorm3d(6), (6, 4, 8, 8)),
-        (nn.GroupNorm(2, 6), (6, 4, 8, 8)),
-        (nn.MaxPool3d(2), (6, 2, 4, 4)),
-        (nn.AvgPool3d(2), (6, 2, 4, 4)),
-        (nn.AdaptiveAvgPool3d(2), (6, 2, 2, 2)),
-        (nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Dropout(0.5), nn.Softmax(1)), (6, 4, 8, 8)),
+        (torch.matmul, [(4, 5), (3, 5, 6)], 3 * 4 * 5 * 6),
+        (torch.matmul, [(2, 1, 4, 5), (1, 3, 5, 6)], 2 * 3 * 4 * 5 * 6),
+        (torch.matmul, [(5,), (3, 5, 6)], 3 * 5 * 6),
+        (torch.matmul, [(3, 4, 5), (5,)], 3 * 4 * 5),
+        (torch.matmul, [(5,), (5,)], 5),
+        (torch.mv, [(3, 4), (4,)], 3 * 4),
+        (torch.inner, [(2, 3), (4, 3)], 2 * 4 * 3),
+        (torch.outer, [(3,), (4,)], 3 * 4),
+        (torch.addmm, [(2, 4), (2, 3), (3, 4)], 2 * 3 * 4),
+        (torch.baddbmm, [(5, 2, 4), (5, 2, 3), (5, 3, 4)], 5 * 2 * 3 * 4),
+        (lambda a, b: torch.tensordot(a, b, 2), [(2, 3, 4), (3, 4, 5)], 2 * 3 * 4 * 5),
+        (lambda a: a.T @ a, [(2, 3)], 3 * 2 * 3),
+        (nn.functional.scaled_dot_product_attention, [(2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 6)], 6 * 5 * 7 * (8 + 6)),
     ],
 )
-def test_only_convolutions_and_matrix_products_count(free, size):
-    convolution = nn.Conv3d(3, 6, (3, 1, 5), padding=(1, 0, 2), groups=3)
-    linear = nn.Linear(size[0] * size[1] * size[2] * size[3], 7)
-    macs = count_macs(nn.Sequential(convolution, free, nn.Flatten(), linear), torch.zeros(2, 3, 4, 8, 8))
-    assert macs == 2 * (4 * 8 * 8 * 6 * 15 + linear.in_features * 7)
-    assert count_macs(free, torch.zeros(2, 6, 4, 8, 8)) == 0
+def test_a_product_costs_a_mac_for_each_term_of_each_number(function, shapes, macs):
+    assert count_call(function, *shapes) == macs
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "macs"),
+    [
+        ("bij,bjk->bik", [(2, 3, 4), (2, 4, 5)], 2 * 3 * 4 * 5),
+        ("i,j->ij", [(3,), (4,)], 3 * 4),
+        ("ij,ij->ij", [(3, 4), (3, 4)], 3 * 4),
+        ("nctv,vw", [(2, 3, 4, 5), (5, 6)], 2 * 3 * 4 * 5 * 6),
+        ("...ij,...jk", [(7, 3, 4), (2, 1, 4, 5)], 2 * 7 * 3 * 4 * 5),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 5)], 2 * 3 * 4 + 2 * 4 * 5),
+        ("ij->ji", [(3, 4)], 0),
+    ],
+)
+def test_an_einsum_costs_the_product_of_its_letters_sizes(equation, shapes, macs):
+    assert count_call(lambda *operands: torch.einsum(equation, *operands), *shapes) == macs
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "macs"),
+    [
+        (nn.Conv2d(3, 8, 3, padding="same"), (1, 3, 10, 10), 10 * 10 * 8 * 27),
+        (nn.ConvTranspose2d(3, 8, 3, stride=2), (1, 3, 10, 10), 3 * 10 * 10 * 8 * 9),
+        (nn.ConvTranspose1d(4, 8, 3, stride=2, groups=2), (1, 4, 10), 4 * 10 * 4 * 3),
+        (nn.Conv3d(4, 8, 3, groups=4, dilation=2), (2, 4, 6, 6, 6), 2 * 2**3 * 8 * 27),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8), 2 * (5 * 8 * 32 + 2 * 5 * 5 * 8 + 5 * 256)),
+    ],
+)
+def test_convolutions_of_every_kind_and_whole_attention_layers_are_counted(module, size, macs):
+    assert count_macs(module, torch.rand(size)) == macs
+    assert torch.backends.mha.get_fastpath_enabled()  # as it was
+
+
+FREE = [nn.SiLU(), nn.GELU(), nn.PReLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.ELU(), nn.Mish(), nn.LogSoftmax(1)]
+FREE += [nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.Dropout(0.5), nn.Softmax(1)), nn.GLU(1)]
+FREE += [nn.BatchNorm2d(6), nn.GroupNorm(2, 6), nn.InstanceNorm2d(6), nn.LayerNorm(8), nn.RMSNorm(8)]
+FREE += [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(7), nn.AdaptiveMaxPool2d(2), nn.LPPool2d(2, 2)]
+FREE += [nn.Upsample(scale_factor=2, mode=mode) for mode in ("nearest", "bilinear", "bicubic")]
+FREE += [nn.ReflectionPad2d(1), nn.CircularPad2d(1), nn.Unfold(2), nn.ChannelShuffle(2), nn.Flatten()]
+FREE += [Call(lambda maps: nn.functional.grid_sample(maps, torch.zeros(2, 4, 4, 2), align_corners=False))]
+FREE += [Call(lambda maps: nn.functional.normalize(maps) + maps.std(0) * maps[:, [0]].roll(1, 0).sort(1)[0])]
+FREE += [Call(lambda maps: nn.functional.embedding(maps.long(), torch.rand(3, 5)))]
+
+
+@pytest.mark.parametrize("free", FREE, ids=[f"{type(free).__name__}-{i}" for i, free in enumerate(FREE)])
+def test_what_multiplies_no_weights_is_free(free):
+    assert count_macs(free, torch.rand(2, 6, 8, 8)) == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "operator"),
+    [
+        (torch.cdist, [(2, 3), (4, 3)], "cdist"),
+        (torch.kron, [(2, 3), (3, 4)], "kron"),
+        (torch.linalg.inv, [(4, 4)], "linalg_inv"),
+        (lambda signal: torch.fft.fft(signal).real, [(4,)], "fft_fft"),
+        (nn.Bilinear(3, 4, 5), [(2, 3), (2, 4)], "bilinear"),
+    ],
+)
+def test_what_can_neither_be_counted_nor_be_free_is_named(function, shapes, operator):
+    with pytest.raises(ValueError, match=f"aten::{operator}, which cannot be counted"):
+        count_call(function, *shapes)
+
+
+@pytest.mark.parametrize(
+    "name", ["s3d", "mvit_v1_b", "swin3d_t", "mobilenet_v3_small", "efficientnet_b0", "maxvit_t", "swin_t", "vit_b_32"]
+)
+def test_torchvisions_own_figure_is_met_to_the_digit(name):
+    weights = get_model_weights(name).DEFAULT
+    crop = weights.transforms.keywords["crop_size"]
+    size = (3, 16, *crop) if len(np.atleast_1d(crop)) == 2 else (3, crop, crop)
+    assert round(count_macs(get_model(name), torch.zeros(1, *size)) / 1e9, 3) == weights.meta["_ops"]
 
 
 @pytest.mark.parametrize(("whole", "cell", "gates"), [(nn.LSTM, nn.LSTMCell, 4), (nn.GRU, nn.GRUCell, 3)])

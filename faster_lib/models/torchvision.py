@@ -14,7 +14,7 @@ TORCHVISION = {"r2plus1d_18": (8, 16), "r3d_18": (8, 16), "mc3_18": (1, 16), "s3
 # Why torchvision's other video classifiers cannot serve, by the beginning of their names.
 _REFUSED = {
     "mvit_": "it classifies a token beside the feature map, takes 16 frames alone, and needs another normalisation",
-    "swin3d_": "its weights need another normalisation, and its products of features are no part of the paper's counts",
+    "swin3d_": "its weights need another normalisation than the other networks'",
 }
 # torchvision's names for the parts, and ours; the first that fits counts. The first two are s3d's.
 _RENAMED = {"classifier.1.": "classifier.", "features.": "trunk.", "fc.": "classifier."}
