@@ -268,7 +268,7 @@ def list_differences(reference: Path, runs: Path, *, is_whole: bool) -> dict[str
 def _contents(runs: Path) -> dict[str, Any]:
     found = {}
     for path in runs.rglob("*"):
-        if path.is_dir() or path.suffix == ".lock" or path.name.startswith("events.out"):
+        if path.is_dir() or path.suffix == ".lock" or path.name == "curves.csv":
             continue
         try:
             content = path.read_bytes()

@@ -1,5 +1,6 @@
 """Tests of the training loop: two processes train the networks that one would, and score the same videos."""
 
+import csv
 import itertools
 import json
 import os
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from faster_lib.data.datasets import EpochDraws
 from faster_lib.data.index import load_videos
@@ -211,15 +211,36 @@ def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_
     assert len(found["last_losses"]) == 2
 
 
-def test_the_curves_hold_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
-    fit_small(tmp_path, steps=6)
-    curves = EventAccumulator(str(tmp_path / "tensorboard" / "small-0"))
-    curves.Reload()
+def curves_of(folder) -> list[dict[str, float]]:
+    with (folder / "networks" / "small-0" / loop.CURVES).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_curves_hold_each_step_once_with_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
+    _, found = fit_small(tmp_path / "whole", steps=8)
+    points, count = curves_of(tmp_path / "whole"), itertools.count(1)
     names = {"loss", "accuracy", "learning rate", "samples per second", "data wait share", "peak memory (MiB)"}
-    assert set(curves.Tags()["scalars"]) == names
-    assert [event.step for event in curves.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    assert all(0 <= event.value <= 1 for event in curves.Scalars("data wait share"))
-    assert all(0 <= event.value <= 100 for event in curves.Scalars("accuracy"))
+    assert set(points[0]) == names | {"step"}
+    assert [point["loss"] for point in points[:5]] == found["first_losses"]
+    assert all(0 <= point["data wait share"] <= 1 and 0 <= point["accuracy"] <= 100 for point in points)
+
+    def stop(_):
+        if next(count) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_small(tmp_path / "cut", before=stop)  # after five points, of which the state knows three
+    with (tmp_path / "cut" / "networks" / "small-0" / loop.CURVES).open("a") as file:
+        file.write("6,0.5")  # as from a process that was killed in the midst
+    fit_small(tmp_path / "cut")
+    assert [point["step"] for point in curves_of(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [p["loss"] for p in curves_of(tmp_path / "cut")] == [p["loss"] for p in points]
+
+
+def test_an_error_of_the_curves_file_is_logged_and_does_not_end_the_training(tmp_path, caplog):
+    (tmp_path / "networks" / "small-0" / loop.CURVES).mkdir(parents=True)
+    assert fit_small(tmp_path)[1]["iteration"] == 8
+    assert "a point of the curves is lost: [Errno 21] Is a directory" in caplog.text
 
 
 def test_ranks_share_out_every_batch_without_a_double_or_a_gap():

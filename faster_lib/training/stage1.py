@@ -53,11 +53,6 @@ class TrainedBackbone:
     entry: Entry
     pretrained: "TrainedBackbone | None" = None
 
-    @property
-    def label(self) -> str:
-        """A short name for readers and paths, such as r2d_26-L8."""
-        return self.entry.label
-
     @cached_property
     def network(self) -> ClipNetwork:
         """The trained network, frozen and in eval mode."""
@@ -95,7 +90,7 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         "training": training_facts(profile.backbone_training, profile.engine),
         "videos": videos_key(profile, profile.backbone_training.split, runs=runs),
         "clips": clips_key_facts(profile),
-        "start": _start_facts(profile, name),
+        "start": _start_facts(start_of(profile, name)),
         "pretrained": before and before.entry.key,
     }
     entry = Entry(profile.name, "networks", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
@@ -113,9 +108,8 @@ def start_of(profile: Profile, name: str) -> str | None:
     return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
 
 
-def _start_facts(profile: Profile, name: str) -> list[Any] | str | None:
+def _start_facts(weights: str | None) -> list[Any] | str | None:
     """Tell a start from others without reading it: a file by its name, size and time."""
-    weights = start_of(profile, name)
     if weights is None or not is_weight_file(weights):
         return weights
     about = Path(weights).stat()
@@ -176,14 +170,23 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
     if trained.pretrained is not None:
         before = trained.pretrained.network.state_dict()
         network.load_state_dict({k: v for k, v in before.items() if not k.startswith("classifier.")}, strict=False)
+    batch_videos = count_batch_videos(settings, clip_frames)
+    clips = RandomClips(
+        videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
+    )
+
+    def load_from(first: int, mine: Sequence[int], parts: int) -> Iterator[Batch]:
+        form = {"batch_videos": batch_videos, "first": first, "iterations": settings.iterations, "seed": settings.seed}
+        return load_batches(clips, EpochDraws(len(videos), **form, mine=mine, parts=parts), profile.loading.workers)
+
     task = Task(
         folder=trained.entry.path,
         settings=settings,
         engine=profile.engine,
         steps=settings.iterations,
-        batch_samples=count_batch_videos(settings, clip_frames) * settings.clips_per_video,
+        batch_samples=batch_videos * settings.clips_per_video,
         seed=settings.seed,
-        batches=lambda first, mine, parts: _load_batches(videos, profile, clip_frames, first, mine, parts),
+        batches=load_from,
         compute=lambda network, batch: _compute(network, batch, profile, clip_frames),
         check=lambda skipped, so_far: check_skipped(skipped, so_far, videos, profile.data.most_unreadable_share),
     )
@@ -222,25 +225,6 @@ def check_skipped(
             f"{unreadable} of {census.expected} videos cannot be read, more than data.most_unreadable_share, "
             f"which is {most_share}; the last: {list(so_far.values())[-1]}"
         )
-
-
-def _load_batches(
-    videos: VideoList, profile: Profile, clip_frames: int, first: int, mine: Sequence[int], parts: int
-) -> Iterator[Batch]:
-    settings = profile.backbone_training
-    clips = RandomClips(
-        videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
-    )
-    draws = EpochDraws(
-        len(videos),
-        batch_videos=count_batch_videos(settings, clip_frames),
-        first=first,
-        iterations=settings.iterations,
-        seed=settings.seed,
-        mine=mine,
-        parts=parts,
-    )
-    return load_batches(clips, draws, profile.loading.workers)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
