@@ -13,7 +13,8 @@ from faster_lib.data.index import videos_key
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, Features, Request
-from faster_lib.training.loop import CHECKPOINT, find_ranks, limited_threads, tell_all, training_facts
+from faster_lib.training.loop import limited_threads, remove_checkpoints, training_facts
+from faster_lib.training.ranks import find_ranks, tell_all
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
@@ -98,6 +99,7 @@ def measure_all(
 
 
 def _read_measured(entry: Entry) -> Measured:
+    entry.check()
     measures, seconds = entry.record["measures"], entry.record["seconds"]
     return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
 
@@ -114,7 +116,7 @@ def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: in
         measure_all(pair, [(aggregator, schedule)], seeds=[seed], split=split)
     model = build_faster(pair, aggregator, schedule)
     if learns((aggregator, schedule)):
-        learned = load((entry.path / "weights.safetensors").read_bytes())
+        learned = load(entry.read())
         missing, unexpected = model.load_state_dict(learned, strict=False)
         if unexpected or any(name.split(".")[0] not in FROZEN for name in missing):
             raise RuntimeError(f"{entry.path} does not fit the model: missing {missing}, unexpected {unexpected}")
@@ -152,7 +154,7 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
         start = None
         if pair.pretrained is not None:
             before = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT)
-            kept = load((before.path / "weights.safetensors").read_bytes())
+            kept = load(before.read())
             start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
         model, loss = train_aggregator(pair, aggregator, schedule, seed, folder=entry.path, start=start)
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
@@ -161,7 +163,7 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
 
     with limited_threads(1):
         entry.complete(make)
-    (entry.path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
+    remove_checkpoints(entry.path)  # only now: a record may not come to be written
 
 
 @torch.inference_mode()

@@ -22,7 +22,8 @@ from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry
-from faster_lib.training.loop import complete_together, find_ranks, limited_threads, tell_all
+from faster_lib.training.loop import limited_threads
+from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, tell_all
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 
@@ -135,7 +136,7 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
         workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
         title = f"extract {' and '.join(entry.label for entry in entries)}"
         quiet = {} if ranks.is_main_process else {"disable": True}  # False would overrule TQDM_DISABLE
-        if jobs:
+        with at_own_pace(entries[0]):
             run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
         return {"videos": len(clips)}
 
@@ -298,8 +299,9 @@ class LiveFeatures:
         ranks = find_ranks()
         mine = range(ranks.process_index, len(self.clips), ranks.num_processes)
         sums, numbers = torch.zeros(2, len(self.clips), dtype=torch.float64), [1, 1]
-        for video, maps in zip(mine, self._compute(mine, "EC"), strict=True):
-            sums[:, video], numbers = torch.stack([_square_sum(each) for each in maps]), [m.numel() for m in maps]
+        with at_own_pace(self.entry):
+            for video, maps in zip(mine, self._compute(mine, "EC"), strict=True):
+                sums[:, video], numbers = torch.stack([_square_sum(each) for each in maps]), [m.numel() for m in maps]
         sums = sum(gather_object([sums]))  # each video's is that of one rank, and 0 in the others
         return {"scales": [_scale_of(part, number) for part, number in zip(sums, numbers, strict=True)]}
 

@@ -1,5 +1,6 @@
-"""One training loop for both stages, on one CPU, one GPU or many processes, and how results are made together."""
+"""One training loop for both stages, on one CPU, one GPU or many processes."""
 
+import hashlib
 import io
 import logging
 import math
@@ -8,67 +9,30 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, gather_object, parse_flag_from_env
+from accelerate.utils import gather, gather_object
 from torch import nn
 from tqdm import tqdm
 
 from faster_lib.profiles import Engine, Optimisation
 from faster_lib.provenance import peak_mib
-from faster_lib.store import Entry, write_whole
+from faster_lib.store import write_whole
+from faster_lib.training.ranks import find_ranks
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of what is being trained
+BEFORE = "checkpoint.before.pt"  # the one before
 CURVES = "curves.csv"  # there too
 FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
 POINTS = 1000  # of the curves, about
 STOPPED = 128 + signal.SIGTERM  # the exit status of a process that ends by that signal
-PATIENCE = timedelta(days=7)  # of ranks that wait for one which generates or writes
-
-
-def find_ranks() -> PartialState:
-    """Find out how many processes work together, which of them this is, and on which device."""
-    is_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=is_cpu, timeout=PATIENCE)
-
-
-def tell_all(value: Any) -> Any:
-    """Give every rank the main one's value; all must call this."""
-    return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value
-
-
-def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
-    """Have a result made by all ranks, unless it is there: `Entry.complete` for several processes.
-
-    The main rank holds the entry's lock, and what its `make` gives becomes the record once all ranks have made theirs.
-
-    Raises: what `make` raises, in its rank and at once: a rank that ends so breaks off what the others wait for.
-    """
-    ranks, is_made = find_ranks(), []
-
-    def lead() -> dict[str, Any]:
-        is_made.append(tell_all(True))
-        measures = make()
-        ranks.wait_for_everyone()  # so that no record is written after an error in another rank
-        return measures
-
-    if ranks.is_main_process:
-        entry.complete(lead)
-        if not is_made:
-            tell_all(False)
-    elif tell_all(None):
-        make()
-        ranks.wait_for_everyone()
-    ranks.wait_for_everyone()
 
 
 @contextmanager
@@ -162,16 +126,16 @@ def run_training(network: nn.Module, task: Task) -> dict[str, Any]:
     Every step's batch is shared out among the ranks, and its gradient is that of the mean over the whole batch, so that
     the number of ranks changes results by no more than rounding. On SIGTERM the state is kept and the process ends.
 
-    Returns: the `loss` (a running mean), the `first_losses`, the `last_losses`, `training_seconds`, and what was
-        `skipped`.
-    Raises: FloatingPointError if the loss is not finite; ValueError if a batch is too small to share out; SystemExit
-        after SIGTERM.
+    Returns: the `loss` (a running mean), the `first_losses`, the `last_losses`, `training_seconds`, what was `skipped`.
+    Raises: FloatingPointError if the loss, its gradient or a weight is not finite; ValueError if a batch is too small
+        to share out, or no checkpoint is whole; SystemExit after SIGTERM.
     """
     training = _Training(network, task)
     with training.stopped_by_sigterm(), torch.random.fork_rng(devices=training.gpus):
         torch.manual_seed(int(np.random.SeedSequence([task.seed, training.rank]).generate_state(1)[0]))
         training.go_on()
         training.run()
+        training.check_finite()
     return {**training.progress, "training_seconds": round(training.progress["training_seconds"], 1)}
 
 
@@ -258,10 +222,9 @@ class _Training:
             share += losses.item() * weight
             correct += (logits.argmax(-1) == targets).float().mean().item() * len(part.targets) if len(targets) else 0
         loss, correct = self._gather([share, correct], torch.float64).sum(0).tolist()
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss}; lower learning_rate, which is {settings.learning_rate}")
-        if settings.clip_gradient_norm:
-            nn.utils.clip_grad_norm_(self.learned, settings.clip_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip_gradient_norm or math.inf).item()
+        if not np.isfinite([loss, norm]).all():
+            raise self._not_finite(f"the loss is {loss}, the norm of its gradient {norm}")
         self.optimiser.step()
         return loss, correct
 
@@ -281,16 +244,16 @@ class _Training:
 
     def go_on(self) -> None:
         """Take back the state of an interrupted training; no code in its file is run."""
-        state, curves = None, self.task.folder / CURVES
-        if (path := self.task.folder / CHECKPOINT).is_file():
-            state = torch.load(path, "cpu", weights_only=True)
+        state, curves = read_checkpoint(self.task.folder), self.task.folder / CURVES
+        if state is not None:
             for part in ("network", "optimiser", "schedule"):
                 getattr(self, part).load_state_dict(state[part])
             self.progress |= state["progress"]
             if self.rank < len(state["random"]):
                 self._random_state(state["random"][self.rank])
         if self.rank == 0 and curves.is_file():
-            os.truncate(curves, state["curves_bytes"] if state else 0)  # what comes after it comes again
+            with suppress(OSError):
+                os.truncate(curves, state["curves_bytes"] if state else 0)  # what comes after it comes again
 
     def _random_state(self, known: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
         """Give, and first set, the state of every generator that a step may draw from; the data have their own."""
@@ -299,14 +262,28 @@ class _Training:
             generator.set_rng_state(state)
         return [generator.get_rng_state() for generator in generators]
 
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if something that is to be kept is not finite."""
+        kept = [*self.network.state_dict().values(), *(v for of in self.optimiser.state.values() for v in of.values())]
+        if not all(value.isfinite().all() for value in kept if torch.is_tensor(value)):
+            raise self._not_finite("a weight, or the optimiser's memory of one, is not finite")
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        return FloatingPointError(f"{what}; lower learning_rate, which is {self.task.settings.learning_rate}")
+
     def _save(self) -> None:
-        """Keep everything that the next step depends on; the state before is there until this one is whole."""
+        """Keep everything that the next step depends on; the state before stays, should this one be damaged later."""
+        self.check_finite()
         random, folder = self._gather_objects([self._random_state()]), self.task.folder
         if self.rank == 0:
             state = {part: getattr(self, part).state_dict() for part in ("network", "optimiser", "schedule")}
-            state |= {"progress": self.progress, "random": random, "curves_bytes": _size_of(folder / CURVES)}
+            curves_bytes = (folder / CURVES).stat().st_size if (folder / CURVES).is_file() else 0
+            state |= {"progress": self.progress, "random": random, "curves_bytes": curves_bytes}
             torch.save(state, content := io.BytesIO())
-            write_whole(folder / CHECKPOINT, content.getvalue())
+            digest = hashlib.sha256(content.getbuffer()).digest()
+            if (folder / CHECKPOINT).is_file():
+                os.replace(folder / CHECKPOINT, folder / BEFORE)
+            write_whole(folder / CHECKPOINT, content.getvalue() + digest)
             log.info("%s: step %d of %d kept", folder.name, self.progress["iteration"], self.task.steps)
         self._gather([0])  # all wait for the file
 
@@ -337,5 +314,25 @@ class _Training:
             log.warning("a point of the curves is lost: %s", error)
 
 
-def _size_of(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the newest state of a training that is whole, if there is any; each ends with the sha256 of the rest.
+
+    Raises: ValueError if all are damaged.
+    """
+    found = [path for path in (folder / CHECKPOINT, folder / BEFORE) if path.is_file()]
+    for number, path in enumerate(found):
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-32]).digest() == content[-32:]:
+            if number:
+                log.warning("%s is damaged; the training goes on from %s", found[0], path)
+                found[0].unlink(missing_ok=True)  # lest it becomes the older one
+            return torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    if found:
+        raise ValueError(f"{found[0]} and any before it are damaged; to train from the beginning, remove {folder}")
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what an interrupted training would have gone on from."""
+    for name in (CHECKPOINT, BEFORE):
+        (folder / name).unlink(missing_ok=True)

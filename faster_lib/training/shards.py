@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from faster_lib.store import Entry, write_whole
-from faster_lib.training.loop import find_ranks, tell_all
+from faster_lib.store import Entry, has_hash, write_whole
+from faster_lib.training.ranks import at_own_pace, find_ranks, tell_all
 
 log = logging.getLogger(__name__)
 
@@ -60,23 +60,18 @@ def drop_damaged(entry: Entry) -> None:
     Every shard is read for that once a process, unless it has changed since. Several ranks share them out.
     """
     ranks = find_ranks()
-    for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
-        if not _has_hash(shard.path, shard.sha256, (about := shard.path.stat()).st_size, about.st_mtime_ns):
-            log.warning("%s is damaged; its features are computed again", shard.path)
-            shard.path.unlink()
+    with at_own_pace(entry):
+        for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
+            if not has_hash(shard.path, shard.sha256):
+                log.warning("%s is damaged; its features are computed again", shard.path)
+                shard.path.unlink()
+    with suppress(ValueError):  # a damaged record is mended later
+        if ranks.is_main_process and entry.is_complete:
+            videos = entry.record["measures"]["videos"]
+            for gap in find_gaps(list_shards(entry.path), videos, videos):
+                log.warning("%s lacks videos %d to %d; they are computed again", entry.path, gap[0], gap[-1])
+                (entry.path / "record.json").unlink(missing_ok=True)
     ranks.wait_for_everyone()
-    if ranks.is_main_process and entry.is_complete:
-        videos = entry.record["measures"]["videos"]
-        for gap in find_gaps(list_shards(entry.path), videos, videos):
-            log.warning("%s lacks videos %d to %d; they are computed again", entry.path, gap[0], gap[-1])
-            (entry.path / "record.json").unlink(missing_ok=True)
-    ranks.wait_for_everyone()
-
-
-@cache
-def _has_hash(path: Path, sha256: str, *_as_long_as: int) -> bool:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256)
 
 
 class ShardReader:

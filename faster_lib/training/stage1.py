@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,20 +24,21 @@ from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
-from faster_lib.store import Entry, write_whole
+from faster_lib.store import BEGUN, Entry, write_whole
 from faster_lib.training.loop import (
     CHECKPOINT,
     Task,
-    complete_together,
-    find_ranks,
     limited_threads,
+    remove_checkpoints,
     run_training,
     seeded,
     training_facts,
 )
+from faster_lib.training.ranks import complete_together, find_ranks
 
 log = logging.getLogger(__name__)
 
+LIST = "videos.txt"  # in the folder of a training: the real videos that it was begun on
 RECIPE_STAGE_1 = 4  # raised whenever the same profile would train another network
 
 
@@ -57,7 +60,7 @@ class TrainedBackbone:
     def network(self) -> ClipNetwork:
         """The trained network, frozen and in eval mode."""
         network = build_network(self.profile, self.name)
-        network.load_state_dict(load((self.entry.path / "weights.safetensors").read_bytes()))
+        network.load_state_dict(load(self.entry.read()))
         return network.eval().requires_grad_(False)
 
     @property
@@ -68,7 +71,7 @@ class TrainedBackbone:
     @property
     def weights_sha256(self) -> str:
         """Hash of the file of weights."""
-        return hashlib.sha256((self.entry.path / "weights.safetensors").read_bytes()).hexdigest()
+        return hashlib.sha256(self.entry.read()).hexdigest()
 
 
 def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> TrainedBackbone:
@@ -144,22 +147,51 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            network, measures = _train(
-                trained, load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
-            )
-            content = save({key: _compact(value) for key, value in network.state_dict().items()})
+            videos = load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
+            _freeze_list(trained, videos)
+            network, measures = _train(trained, videos)
+            state = {key: _compact(value) for key, value in network.state_dict().items()}
+            if not all(value.isfinite().all() for value in state.values()):
+                raise FloatingPointError(f"a weight of {trained.entry.label} is too large for half precision")
+            content = save(state)
         if find_ranks().is_main_process:
             write_whole(path / "weights.safetensors", content)
         return measures
 
     complete_together(trained.entry, make)
-    (path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
+    remove_checkpoints(path)  # only now: a record may not come to be written
     return trained
 
 
 def _compact(value: torch.Tensor) -> torch.Tensor:
     """Halve the matrices; what batch norm keeps stays in full precision."""
     return (value.half() if value.ndim > 1 else value).contiguous()
+
+
+def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
+    """Keep the list of real videos beside the checkpoint, and see whether the training was begun on another list.
+
+    Raises: ValueError, naming videos, if it was, and is not finished.
+    """
+    profile, entry = trained.profile, trained.entry
+    if profile.scene is not None or (entry.path / CHECKPOINT).is_file():
+        return
+    names = [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
+    for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
+        try:
+            before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
+            kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
+            continue
+        if {**before, "videos": ""} == {**entry.depends, "videos": ""} and (begun.parent / CHECKPOINT).is_file():
+            changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
+            raise ValueError(
+                f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
+                f"({len(changed)} in all; where none, a file or another split of the index has changed). Bring these "
+                "videos back and index them again, or remove that folder to train from the beginning"
+            )
+    if find_ranks().is_main_process:
+        write_whole(entry.path / LIST, "".join(names).encode())
 
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
