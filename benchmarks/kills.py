@@ -383,7 +383,7 @@ class Trial:
             self.faults[stage] += [f"round {number}, at the end: {name}" for name in names]
         self.runs.rename(self.folder / f"round_{number}")
 
-    def interrupt(self) -> Path:
+    def interrupt(self) -> None:
         """Make a run that was killed in stage 1 after two checkpoints of a network."""
         for top in (self.reference / MADE, *self.reference.glob("*/index*.csv")):
             target = self.runs / top.relative_to(self.reference)
@@ -397,17 +397,16 @@ class Trial:
             os.killpg(running.pid, signal.SIGKILL)
             os.waitpid(running.pid, 0)
             end_group(running.pid)
-        return self.runs.rename(self.folder / "interrupted")
+        self.runs.rename(self.folder / "interrupted")
 
     def run_damages(self, count: int) -> list[dict[str, str]]:
         """Damage a file of each kind in turn and start; say of each whether it was mended or refused, or is a fault."""
         rows, output = [], self.folder / "output.txt"
-        interrupted = self.interrupt() if count else self.reference
         for number in range(count):
             kind, how = list(DAMAGED)[number % len(DAMAGED)], random.choice(HOW)
-            base = (
-                interrupted if list(interrupted.glob(DAMAGED[kind])) and number % len(DAMAGED) > 8 else self.reference
-            )
+            base = self.reference if list(self.reference.glob(DAMAGED[kind])) else self.folder / "interrupted"
+            if not base.is_dir():
+                self.interrupt()
             shutil.copytree(base, self.runs)
             path = random.choice(sorted(self.runs.glob(DAMAGED[kind])))
             damage(path, how)

@@ -36,7 +36,8 @@ from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.training.features import FeaturePair, compute_features, freeze
-from faster_lib.training.loop import CURVES, limited_threads
+from faster_lib.training.loop import CURVES
+from faster_lib.training.ranks import limited_threads
 from faster_lib.training.stage1 import count_batch_videos, train_backbone
 
 L = 16

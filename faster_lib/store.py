@@ -4,6 +4,7 @@ An entry is a folder `runs/<profile>/<kind>/<label>-<key>`. Its `record.json` is
 unfinished, and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -35,19 +36,12 @@ WAIT_SECONDS = 30.0  # between two words of a process that waits
 
 @dataclass(frozen=True)
 class Entry:
-    """One result and what it depends on. Naming it does no work.
+    """One result and what it depends on. Naming it does no work."""
 
-    Args:
-        profile: name of the profile; it stands in the path and in the record, not in the key.
-        kind: videos, networks, features or aggregators.
-        label: what a reader recognises it by.
-        depends: everything that decides the result, as plain JSON.
-    """
-
-    profile: str
-    kind: str
-    label: str
-    depends: dict[str, Any]
+    profile: str  # its name, which stands in the path and in the record, not in the key
+    kind: str  # videos, networks, features or aggregators
+    label: str  # what a reader recognises it by
+    depends: dict[str, Any]  # everything that decides the result, as plain JSON
     runs: Path = RUNS
 
     @property
@@ -112,8 +106,9 @@ class Entry:
             begun, start = self._begin(), time.perf_counter()
             measures = make()
             begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
-            files = {name: hash_file(self.path / name) for name in HASHED if (self.path / name).is_file()}
-            record = {**begun, "measures": measures, **host(), **circumstances(), "sha256": files, "check": None}
+            files = [path for path in map(self.path.joinpath, HASHED) if path.is_file()]
+            hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+            record = {**begun, "measures": measures, **host(), **circumstances(), "sha256": hashes, "check": None}
             record["check"] = hash_of(record)
             write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
             (self.path / BEGUN).unlink()
@@ -139,10 +134,7 @@ class Entry:
             return "another process"
 
     def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
-        """Find the weights that the kit ships for this very entry, with what the manifest says of them.
-
-        Raises: ValueError if the file is not the one that the manifest describes.
-        """
+        """Find the weights that the kit ships for this entry and their manifest; ValueError if they do not fit it."""
         about = read_manifest().get(self.path.name)
         if about is None:
             return None
@@ -166,20 +158,15 @@ def hash_of(depends: Any) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def hash_file(path: Path) -> str:
-    """Give the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def has_hash(path: Path, sha256: str) -> bool:
-    """Whether a file is there and has this sha256, or one that begins so; it is read once, unless it has changed."""
+    """Whether a file is there and its sha256 begins so; it is read once in a process, unless it has changed."""
     return path.is_file() and _read_hash(path, (about := path.stat()).st_size, about.st_mtime_ns).startswith(sha256)
 
 
 @lru_cache(None)
 def _read_hash(path: Path, *_as_long_as: int) -> str:
-    return hash_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hold(lock: Path, whom: Callable[[], str], while_waiting: Callable[[], Any] = lambda: None) -> Any:
@@ -235,8 +222,6 @@ def remove_partials(folder: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True

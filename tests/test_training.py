@@ -20,7 +20,7 @@ from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
-from faster_lib.training import evaluation, features, loop, stage1, stage2
+from faster_lib.training import evaluation, features, loop, ranks, stage1, stage2
 
 SMOKE = load_profile("smoke")
 
@@ -238,7 +238,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert evaluation.evaluate(model, unlike, "test").correct == measured[cells[0]][0].correct
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
-    fresh = loop.seeded(0, stage2.build_faster, unlike, *cells[0])
+    fresh = ranks.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
 
 
@@ -296,7 +296,7 @@ def test_stage_1_leaves_a_core_to_each_loading_thread(pair, cores, workers, used
     loading = SMOKE.loading.model_copy(update={"workers": workers})
     monkeypatch.setattr(stage1, "count_cores", lambda: cores)
     monkeypatch.setattr(stage1, "run_training", lambda network, task: {"seen": torch.get_num_threads()})
-    with loop.limited_threads(99) as before:
+    with ranks.limited_threads(99) as before:
         torch.set_num_threads(3)
         videos = stage1.load_videos(SMOKE, SMOKE.backbone_training.split, runs=pair.runs, is_training=True)
         profile = SMOKE.model_copy(update={"loading": loading})

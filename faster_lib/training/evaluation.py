@@ -13,8 +13,8 @@ from faster_lib.data.index import videos_key
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, Features, Request
-from faster_lib.training.loop import limited_threads, remove_checkpoints, training_facts
-from faster_lib.training.ranks import find_ranks, tell_all
+from faster_lib.training.loop import remove_checkpoints, training_facts
+from faster_lib.training.ranks import find_ranks, limited_threads, tell_all
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
@@ -24,28 +24,17 @@ Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100.
+    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100."""
 
-    Args:
-        video1, video5: share of the videos whose class is among the one or five highest scores.
-        video1_of_expected: `video1` if every listed video that cannot be read counts as wrong.
-        macro_f1: mean of the classes' F1.
-        commonest: what `video1` would be if the commonest class were always said.
-        correct: for each video, in order, 1 where it is right and 0 elsewhere.
-        census: how many videos were expected, used, missing and corrupt.
-        train_loss: mean over the last epoch; None where nothing is learned.
-        seconds: of all starts together.
-    """
-
-    video1: float
-    video5: float
-    video1_of_expected: float
-    macro_f1: float
-    commonest: float
-    correct: str
-    census: Census
-    train_loss: float | None = None
-    seconds: float = 0.0
+    video1: float  # share of the videos whose class has the highest score, or
+    video5: float  # is among the five highest
+    video1_of_expected: float  # `video1` if every listed video that cannot be read counts as wrong
+    macro_f1: float  # mean of the classes' F1
+    commonest: float  # what `video1` would be if the commonest class were always said
+    correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
+    census: Census  # how many videos were expected, used, missing and corrupt
+    train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
+    seconds: float = 0.0  # of all starts together
 
     @property
     def videos(self) -> int:
@@ -85,11 +74,8 @@ def measure_all(
         pair.prepare(split, clips=sorted({len(schedule) for (_, schedule), _ in missing}))
         pair.census(split)
     # Each rank begins with others; then it waits for what another one makes, or makes what that one left.
-    turns = [
-        missing[(ranks.process_index + n) % ranks.num_processes :: ranks.num_processes]
-        for n in range(ranks.num_processes)
-    ]
-    jobs = [(pair, *cell, seed, split) for turn in turns for cell, seed in turn]
+    turns = [(ranks.process_index + turn) % ranks.num_processes for turn in range(ranks.num_processes)]
+    jobs = [(pair, *cell, seed, split) for turn in turns for cell, seed in missing[turn :: ranks.num_processes]]
     workers = pair.profile.loading.workers if ranks.num_processes == 1 else 1
     run_all(_complete, jobs, workers=workers, title=f"stage 2, L={pair.clip_frames}", unit="run", leave=False)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}

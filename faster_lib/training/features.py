@@ -22,8 +22,7 @@ from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry
-from faster_lib.training.loop import limited_threads
-from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, tell_all
+from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, limited_threads, tell_all
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 
@@ -39,7 +38,7 @@ def features_entry(profile: Profile, backbone: TrainedBackbone, split: str, num_
         "network": backbone.entry.key,
         "videos": videos_key(profile, split, runs=backbone.entry.runs),
         "num_clips": num_clips,
-        "views": _views(profile, split),
+        "views": profile.aggregator_training.views if split == "train" else 0,
         "seed": profile.backbone_training.seed,
         "decoder": DECODER,
         "transform": RECIPE_TRANSFORM,
@@ -72,10 +71,8 @@ class FeaturePair:
     @cached_property
     def pretrained(self) -> "FeaturePair | None":
         """The pair that this one started from, in the profile that it is pre-trained in."""
-        if self.profile.pretraining is None:
-            return None
-        networks = (self.expensive.pretrained, self.cheap.pretrained)
-        return FeaturePair(load_profile(self.profile.pretraining.profile), *networks, runs=self.runs)
+        first, networks = self.profile.pretraining, (self.expensive.pretrained, self.cheap.pretrained)
+        return first and FeaturePair(load_profile(first.profile), *networks, runs=self.runs)
 
     def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
         """Compute what is missing of some splits' feature maps, with N clips a video for each N, and verify all.
@@ -153,13 +150,9 @@ def _clips(profile: Profile, backbone: TrainedBackbone, split: str, num_clips: i
         profile.data,
         clip_frames=backbone.clip_frames,
         num_clips=num_clips,
-        views=_views(profile, split),
+        views=profile.aggregator_training.views if split == "train" else 0,
         seed=profile.backbone_training.seed,
     )
-
-
-def _views(profile: Profile, split: str) -> int:
-    return profile.aggregator_training.views if split == "train" else 0
 
 
 def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:
@@ -208,7 +201,6 @@ def _compute_each(
 
 
 def _square_sum(features: torch.Tensor) -> torch.Tensor:
-    """Add up the squares of one video's features, in double precision."""
     return features.double().square().sum().cpu()
 
 
@@ -217,9 +209,7 @@ def _scale_of(square_sums: torch.Tensor, numbers: int) -> float:
     return (square_sums.sum() / (len(square_sums) * numbers)).rsqrt().item()
 
 
-def _write_shards(
-    wanted: Sequence[tuple[ClipNetwork, Path]], clips: VideoClips, videos: range, profile: Profile
-) -> None:
+def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, videos: range, profile: Profile) -> None:
     networks, folders = zip(*wanted, strict=True)
     with limited_threads(1):
         maps = [[each.cpu() for each in found] for found in _compute_each(networks, clips, videos, profile)]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from faster_lib.profiles import Engine, Optimisation
 from faster_lib.provenance import peak_mib
 from faster_lib.store import write_whole
-from faster_lib.training.ranks import find_ranks
+from faster_lib.training.ranks import find_ranks, synchronise_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +32,6 @@ BEFORE = "checkpoint.before.pt"  # the one before
 CURVES = "curves.csv"  # there too
 FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
 POINTS = 1000  # of the curves, about
-STOPPED = 128 + signal.SIGTERM  # the exit status of a process that ends by that signal
-
-
-@contextmanager
-def limited_threads(most: int) -> Iterator[int]:
-    """Let PyTorch use at most so many threads, and at least one, and tell how many; afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, most)))
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
-def seeded(seed: int, build: Callable[..., Any], *arguments: Any) -> Any:
-    """Build a module whose initial weights depend on the seed alone, leaving the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build(*arguments)
 
 
 def training_facts(settings: Optimisation, engine: Engine) -> dict[str, Any]:
@@ -64,7 +45,6 @@ def build_optimiser(
     """Build the optimiser and its schedule: linear warm-up, then a half cosine down to 0.
 
     Where the profile says for how large a batch its learning rate is meant, the rate grows and falls with the batch.
-
     Source: the cosine is FASTER's (Loshchilov and Hutter 2016).
     """
     rate = settings.learning_rate * batch_samples / (settings.learning_rate_samples or batch_samples)
@@ -82,42 +62,24 @@ def build_optimiser(
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
 
-def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Let batch norm look at the clips of all ranks, as one process with the whole batch does.
-
-    Raises: ValueError on a CPU, where PyTorch has no such batch norm.
-    """
-    if next(network.parameters()).is_cpu and any(isinstance(part, nn.BatchNorm3d) for part in network.modules()):
-        raise ValueError("several CPU processes cannot train batch norm together; use one process, or GPUs")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-
-
 @dataclass
 class Task:
-    """What one training does at each step.
+    """What one training does at each step."""
 
-    Args:
-        folder: of the entry that is trained; checkpoint and curves lie in it.
-        batch_samples: in a step, of all ranks.
-        batches: from a step on, gives this rank's share of every step's batch, in as many parts as the engine's
-            `accumulation`; it is told the first step, and which of how many parts of a batch are wanted.
-        compute: the scores and the classes of one part, on the network's device; it must take a part of no samples.
-        check: is told what this rank and the others could not read in a step, and raises if that is too much.
-        kept_losses: how many of the last steps.
-        is_shared: whether all ranks train it together, and show how far it is; else this one does by itself, quietly.
-    """
-
-    folder: Path
+    folder: Path  # of the entry that is trained; checkpoints and curves lie in it
     settings: Optimisation
     engine: Engine
     steps: int
-    batch_samples: int
+    batch_samples: int  # in a step, of all ranks
     seed: int
+    # Told the first step, and which of how many parts of a batch are wanted, it gives those of each step one by one.
     batches: Callable[[int, Sequence[int], int], Iterable[Any]]
+    # Gives the scores and the classes of one part, which may be empty, on the network's device.
     compute: Callable[[nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
+    # Is told what this rank and the others could not read in a step, and raises if that is too much.
     check: Callable[[list[Any], dict[str, str]], None] = field(default=lambda skipped, so_far: None)
-    kept_losses: int = 1
-    is_shared: bool = True
+    kept_losses: int = 1  # how many of the last steps
+    is_shared: bool = True  # by all ranks, which show how far it is; else this one trains by itself, quietly
 
 
 def run_training(network: nn.Module, task: Task) -> dict[str, Any]:
@@ -148,10 +110,9 @@ class _Training:
         self.rank, self.ranks = (ranks.process_index, ranks.num_processes) if task.is_shared else (0, 1)
         self.device, self.gpus = ranks.device, [ranks.device] if ranks.device.type == "cuda" else []
         if task.batch_samples < self.ranks * task.engine.accumulation:
-            raise ValueError(
-                f"a batch of {task.batch_samples} cannot be shared out to {self.ranks} processes in "
-                f"{task.engine.accumulation} part(s) each; make the batch larger, or engine.accumulation smaller"
-            )
+            whole = f"a batch of {task.batch_samples} cannot be shared out to {self.ranks} processes in "
+            each = f"{task.engine.accumulation} part(s) each; make the batch larger, or engine.accumulation smaller"
+            raise ValueError(whole + each)
         self.network = self.wrapped = network.to(self.device).train()
         self.learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser, self.schedule = build_optimiser(
@@ -171,8 +132,8 @@ class _Training:
         batches = iter(task.batches(progress["iteration"], mine, self.ranks * accumulation))
         start = time.perf_counter() - progress["training_seconds"]
         quiet = {} if task.is_shared and self.rank == 0 else {"disable": True}  # False would overrule TQDM_DISABLE
-        form = {"desc": f"train {task.folder.name.rpartition('-')[0]}", "unit": "batch", **quiet}
-        with tqdm(initial=progress["iteration"], total=task.steps, **form) as bar:
+        title = f"train {task.folder.name.rpartition('-')[0]}"
+        with tqdm(initial=progress["iteration"], total=task.steps, desc=title, unit="batch", **quiet) as bar:
             while progress["iteration"] < task.steps:
                 found = self._step(batches)
                 progress["training_seconds"] = time.perf_counter() - start
@@ -183,7 +144,7 @@ class _Training:
                     self._save()
                 if self.stop:
                     log.warning("%s: SIGTERM; stopped after step %d", task.folder.name, progress["iteration"])
-                    raise SystemExit(STOPPED)
+                    raise SystemExit(128 + signal.SIGTERM)
 
     def _step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Take one step; every rank takes the same decisions from the same counts."""
@@ -223,8 +184,9 @@ class _Training:
             correct += (logits.argmax(-1) == targets).float().mean().item() * len(part.targets) if len(targets) else 0
         loss, correct = self._gather([share, correct], torch.float64).sum(0).tolist()
         norm = nn.utils.clip_grad_norm_(self.learned, settings.clip_gradient_norm or math.inf).item()
-        if not np.isfinite([loss, norm]).all():
-            raise self._not_finite(f"the loss is {loss}, the norm of its gradient {norm}")
+        for what, value in {"loss": loss, "norm of the gradient": norm}.items():
+            if not math.isfinite(value):
+                raise self._not_finite(f"the {what} is {value}")
         self.optimiser.step()
         return loss, correct
 
@@ -244,16 +206,17 @@ class _Training:
 
     def go_on(self) -> None:
         """Take back the state of an interrupted training; no code in its file is run."""
-        state, curves = read_checkpoint(self.task.folder), self.task.folder / CURVES
-        if state is not None:
+        if (state := read_checkpoint(self.task.folder)) is not None:
             for part in ("network", "optimiser", "schedule"):
                 getattr(self, part).load_state_dict(state[part])
             self.progress |= state["progress"]
             if self.rank < len(state["random"]):
                 self._random_state(state["random"][self.rank])
-        if self.rank == 0 and curves.is_file():
-            with suppress(OSError):
-                os.truncate(curves, state["curves_bytes"] if state else 0)  # what comes after it comes again
+        with suppress(OSError):
+            if self.rank == 0:
+                os.truncate(
+                    self.task.folder / CURVES, state["curves_bytes"] if state else 0
+                )  # what comes after it comes again
 
     def _random_state(self, known: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
         """Give, and first set, the state of every generator that a step may draw from; the data have their own."""
@@ -263,7 +226,6 @@ class _Training:
         return [generator.get_rng_state() for generator in generators]
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError if something that is to be kept is not finite."""
         kept = [*self.network.state_dict().values(), *(v for of in self.optimiser.state.values() for v in of.values())]
         if not all(value.isfinite().all() for value in kept if torch.is_tensor(value)):
             raise self._not_finite("a weight, or the optimiser's memory of one, is not finite")
@@ -277,13 +239,12 @@ class _Training:
         random, folder = self._gather_objects([self._random_state()]), self.task.folder
         if self.rank == 0:
             state = {part: getattr(self, part).state_dict() for part in ("network", "optimiser", "schedule")}
-            curves_bytes = (folder / CURVES).stat().st_size if (folder / CURVES).is_file() else 0
-            state |= {"progress": self.progress, "random": random, "curves_bytes": curves_bytes}
+            curves = (folder / CURVES).stat().st_size if (folder / CURVES).is_file() else 0
+            state |= {"progress": self.progress, "random": random, "curves_bytes": curves}
             torch.save(state, content := io.BytesIO())
-            digest = hashlib.sha256(content.getbuffer()).digest()
             if (folder / CHECKPOINT).is_file():
                 os.replace(folder / CHECKPOINT, folder / BEFORE)
-            write_whole(folder / CHECKPOINT, content.getvalue() + digest)
+            write_whole(folder / CHECKPOINT, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
             log.info("%s: step %d of %d kept", folder.name, self.progress["iteration"], self.task.steps)
         self._gather([0])  # all wait for the file
 
@@ -315,10 +276,7 @@ class _Training:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the newest state of a training that is whole, if there is any; each ends with the sha256 of the rest.
-
-    Raises: ValueError if all are damaged.
-    """
+    """Read the newest state of a training that is whole; each ends with its sha256; ValueError if all are damaged."""
     found = [path for path in (folder / CHECKPOINT, folder / BEFORE) if path.is_file()]
     for number, path in enumerate(found):
         content = path.read_bytes()
@@ -329,10 +287,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
             return torch.load(io.BytesIO(content), "cpu", weights_only=True)
     if found:
         raise ValueError(f"{found[0]} and any before it are damaged; to train from the beginning, remove {folder}")
-    return None
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove what an interrupted training would have gone on from."""
-    for name in (CHECKPOINT, BEFORE):
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("checkpoint*.pt"):
+        path.unlink(missing_ok=True)

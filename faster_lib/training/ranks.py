@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from torch import nn
 
 from faster_lib.store import Entry, hold
 
@@ -70,6 +71,31 @@ def at_own_pace(entry: Entry) -> Iterator[None]:
     for rank, lock in enumerate(locks):
         hold(lock, lambda rank=rank: f"rank {rank}").lock.release()
     ranks.wait_for_everyone()
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Let batch norm look at the clips of all ranks; ValueError on a CPU, where PyTorch has no such batch norm."""
+    if next(network.parameters()).is_cpu and any(isinstance(part, nn.BatchNorm3d) for part in network.modules()):
+        raise ValueError("several CPU processes cannot train batch norm together; use one process, or GPUs")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+@contextmanager
+def limited_threads(most: int) -> Iterator[int]:
+    """Let PyTorch use at most so many threads, and at least one, and tell how many; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, most)))
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def seeded(seed: int, build: Callable[..., Any], *arguments: Any) -> Any:
+    """Build a module whose initial weights depend on the seed alone, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*arguments)
 
 
 @contextmanager

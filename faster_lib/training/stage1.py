@@ -25,16 +25,8 @@ from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.store import BEGUN, Entry, write_whole
-from faster_lib.training.loop import (
-    CHECKPOINT,
-    Task,
-    limited_threads,
-    remove_checkpoints,
-    run_training,
-    seeded,
-    training_facts,
-)
-from faster_lib.training.ranks import complete_together, find_ranks
+from faster_lib.training.loop import CHECKPOINT, Task, remove_checkpoints, run_training, training_facts
+from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +36,13 @@ RECIPE_STAGE_1 = 4  # raised whenever the same profile would train another netwo
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A clip network of a profile, and the place of its weights. Naming it does no work; `network` reads the weights.
-
-    Args:
-        pretrained: the network that it starts from, all but the classifier.
-    """
+    """A clip network of a profile, and the place of its weights. Naming it does no work; `network` reads them."""
 
     profile: Profile
     name: str
     clip_frames: int
     entry: Entry
-    pretrained: "TrainedBackbone | None" = None
+    pretrained: "TrainedBackbone | None" = None  # the one that it starts from, all but the classifier
 
     @cached_property
     def network(self) -> ClipNetwork:
@@ -81,9 +69,8 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         weight file that the profile starts from.
     """
     check_clip_frames(clip_frames)
-    before = None
-    if profile.pretraining is not None:
-        before = name_backbone(load_profile(profile.pretraining.profile), name, clip_frames, runs=runs)
+    first = profile.pretraining and load_profile(profile.pretraining.profile)
+    before = first and name_backbone(first, name, clip_frames, runs=runs)
     depends = {
         "recipe": RECIPE_STAGE_1,
         "network": name,
@@ -105,9 +92,8 @@ def start_of(profile: Profile, name: str) -> str | None:
 
     A relative file lies in `data/`, or in the folder that `FASTER_DATA` names.
     """
-    networks = profile.networks
-    starts = {networks.cheap: networks.cheap_weights, networks.expensive: networks.expensive_weights}
-    weights = starts.get(name)
+    pair = profile.networks
+    weights = {pair.cheap: pair.cheap_weights, pair.expensive: pair.expensive_weights}.get(name)
     return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
 
 
@@ -121,9 +107,8 @@ def _start_facts(weights: str | None) -> list[Any] | str | None:
 
 def build_network(profile: Profile, name: str) -> ClipNetwork:
     """Build a network as it is before its training; its weights depend on the profile's seed alone."""
-    return seeded(
-        profile.backbone_training.seed, build_backbone, name, profile.data.num_classes, profile.networks.width
-    )
+    data, networks = profile.data, profile.networks
+    return seeded(profile.backbone_training.seed, build_backbone, name, data.num_classes, networks.width)
 
 
 def train_backbone(
@@ -176,14 +161,16 @@ def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
     profile, entry = trained.profile, trained.entry
     if profile.scene is not None or (entry.path / CHECKPOINT).is_file():
         return
-    names = [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
+    names = [f"split {profile.backbone_training.split}, fold {profile.data.fold}\n"]
+    names += [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
     for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
         try:
             before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
             kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
         except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
             continue
-        if {**before, "videos": ""} == {**entry.depends, "videos": ""} and (begun.parent / CHECKPOINT).is_file():
+        is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
+        if is_same and (begun.parent / CHECKPOINT).is_file():
             changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
             raise ValueError(
                 f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
@@ -203,9 +190,8 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
         before = trained.pretrained.network.state_dict()
         network.load_state_dict({k: v for k, v in before.items() if not k.startswith("classifier.")}, strict=False)
     batch_videos = count_batch_videos(settings, clip_frames)
-    clips = RandomClips(
-        videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
-    )
+    form = {"clip_frames": clip_frames, "clips_per_video": settings.clips_per_video, "seed": settings.seed}
+    clips = RandomClips(videos, profile.data, **form)
 
     def load_from(first: int, mine: Sequence[int], parts: int) -> Iterator[Batch]:
         form = {"batch_videos": batch_videos, "first": first, "iterations": settings.iterations, "seed": settings.seed}

@@ -15,8 +15,8 @@ from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import AggregatorTraining
 from faster_lib.training.features import FeaturePair, Features, Request
-from faster_lib.training.loop import Task, run_training, seeded
-from faster_lib.training.ranks import find_ranks
+from faster_lib.training.loop import Task, run_training
+from faster_lib.training.ranks import find_ranks, seeded
 
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 
