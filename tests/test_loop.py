@@ -268,9 +268,7 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
     def nan_in_memory(network):
         network.idle.data.fill_(math.nan)
 
-    with pytest.raises(
-        FloatingPointError, match="the norm of the gradient is inf; lower learning_rate, which is 0.002"
-    ):
+    with pytest.raises(FloatingPointError, match="the norm of the gradient is inf; lower learning_rate"):
         fit_small(tmp_path / "gradient", spoil=spoil(2, huge))
     with pytest.raises(FloatingPointError, match="a weight, or the optimiser's memory of one, is not finite; lower"):
         fit_small(tmp_path / "weight", spoil=spoil(5, nan_in_memory))

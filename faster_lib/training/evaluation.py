@@ -14,7 +14,7 @@ from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, Features, Request
 from faster_lib.training.loop import remove_checkpoints, training_facts
-from faster_lib.training.ranks import find_ranks, limited_threads, tell_all
+from faster_lib.training.ranks import find_ranks, limited_threads, shown, tell_all
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
@@ -77,7 +77,8 @@ def measure_all(
     turns = [(ranks.process_index + turn) % ranks.num_processes for turn in range(ranks.num_processes)]
     jobs = [(pair, *cell, seed, split) for turn in turns for cell, seed in missing[turn :: ranks.num_processes]]
     workers = pair.profile.loading.workers if ranks.num_processes == 1 else 1
-    run_all(_complete, jobs, workers=workers, title=f"stage 2, L={pair.clip_frames}", unit="run", leave=False)
+    title, bar = f"stage 2, L={pair.clip_frames}", {"leave": False, **shown(ranks.is_main_process)}
+    run_all(_complete, jobs, workers=workers, title=title, unit="run", **bar)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
     for cell, seed in wanted:
         results[cell].append(_read_measured(aggregator_entry(pair, *cell, seed, split)))

@@ -22,7 +22,7 @@ from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry
-from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, limited_threads, tell_all
+from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, limited_threads, shown, tell_all
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 
@@ -132,9 +132,9 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
         jobs = [([(networks[n], entries[n].path) for n in places], clips, videos, profile) for videos, places in mine]
         workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
         title = f"extract {' and '.join(entry.label for entry in entries)}"
-        quiet = {} if ranks.is_main_process else {"disable": True}  # False would overrule TQDM_DISABLE
-        with at_own_pace(entries[0]):
-            run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
+        if missing:
+            with at_own_pace(entries[0]):
+                run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **shown(ranks.is_main_process))
         return {"videos": len(clips)}
 
     for entry in entries:

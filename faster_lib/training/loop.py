@@ -23,7 +23,7 @@ from tqdm import tqdm
 from faster_lib.profiles import Engine, Optimisation
 from faster_lib.provenance import peak_mib
 from faster_lib.store import write_whole
-from faster_lib.training.ranks import find_ranks, synchronise_batch_norm
+from faster_lib.training.ranks import find_ranks, shown, synchronise_batch_norm
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +131,9 @@ class _Training:
         mine = [self.rank + self.ranks * part for part in range(accumulation)]
         batches = iter(task.batches(progress["iteration"], mine, self.ranks * accumulation))
         start = time.perf_counter() - progress["training_seconds"]
-        quiet = {} if task.is_shared and self.rank == 0 else {"disable": True}  # False would overrule TQDM_DISABLE
+        form = {"unit": "batch", **shown(task.is_shared and self.rank == 0)}
         title = f"train {task.folder.name.rpartition('-')[0]}"
-        with tqdm(initial=progress["iteration"], total=task.steps, desc=title, unit="batch", **quiet) as bar:
+        with tqdm(initial=progress["iteration"], total=task.steps, desc=title, **form) as bar:
             while progress["iteration"] < task.steps:
                 found = self._step(batches)
                 progress["training_seconds"] = time.perf_counter() - start

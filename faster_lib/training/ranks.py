@@ -31,6 +31,11 @@ def tell_all(value: Any) -> Any:
     return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value
 
 
+def shown(is_shown: bool) -> dict[str, bool]:
+    """Give what a progress bar is told; not False, which would overrule TQDM_DISABLE."""
+    return {} if is_shown else {"disable": True}
+
+
 def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
     """Have a result made by all ranks, unless it is there: `Entry.complete` for several processes.
 

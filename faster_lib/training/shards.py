@@ -64,7 +64,7 @@ def drop_damaged(entry: Entry) -> None:
         for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
             if not has_hash(shard.path, shard.sha256):
                 log.warning("%s is damaged; its features are computed again", shard.path)
-                shard.path.unlink()
+                shard.path.unlink(missing_ok=True)
     with suppress(ValueError):  # a damaged record is mended later
         if ranks.is_main_process and entry.is_complete:
             videos = entry.record["measures"]["videos"]
