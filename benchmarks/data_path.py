@@ -40,7 +40,7 @@ from faster_lib.data.datasets import (
 from faster_lib.data.transforms import eval_transform, train_transform
 from faster_lib.data.video import encode_h264
 from faster_lib.profiles import load_profile
-from faster_lib.training.loop import limited_threads
+from faster_lib.training.ranks import limited_threads
 
 PART = "data path"
 VIDEOS, HEIGHT_PX, WIDTH_PX, FPS = 24, 256, 340, 30  # copies of Kinetics are kept with a short side of 256

@@ -1,6 +1,9 @@
 """Kill the whole pipeline at random moments, start it again each time, and compare the end with an undisturbed run.
 
-    .venv/bin/python benchmarks/kills.py --kills 50 --seed 0 --profile smoke FOLDER
+    .venv/bin/python benchmarks/kills.py --kills 50 --damages 60 --seed 0 --profile smoke FOLDER
+
+After the kills, files of finished and of interrupted runs are damaged, one at a time. The next start must mend it to
+the same bits, or end with an error that names it.
 
 Every start is a fork of this process, which has imported everything and run nothing, so that it costs no import, and
 leads a process group of its own. SIGKILL goes to the whole group, worker processes included, or, in one of four or five
@@ -53,6 +56,21 @@ STAGES = {  # where below runs/ lies what each makes
     "extraction": "*/features",
     "stage_2": "*/aggregators",
 }
+DAMAGED = {  # what is damaged, by where it lies below runs/; the last three while stage 1 is interrupted
+    "weights of a network": "*/networks/*/weights.safetensors",
+    "weights of an aggregator": "*/aggregators/*/weights.safetensors",
+    "record of a network": "*/networks/*/record.json",
+    "record of an aggregator": "*/aggregators/*/record.json",
+    "record of features": "*/features/*/record.json",
+    "record of videos": "*/videos/*/record.json",
+    "shard": "*/features/*/shard_*",
+    "index of generated videos": "*/videos/*/index.csv",
+    "curves": "*/*/*/curves.csv",
+    "begun.json": "*/networks/*/begun.json",
+    "checkpoint": "*/networks/*/checkpoint.pt",
+    "older checkpoint": "*/networks/*/checkpoint.before.pt",
+}
+HOW = ("a flipped bit", "cut", "zeros", "empty")
 ALONE = 0.25  # the share of kills that hit the main process alone
 LATEST_SECONDS = 1800.0  # for a start to end in, when nothing kills it
 Moments = dict[str, list[float]]  # of each stage of an undisturbed run: when its files changed, from its beginning
@@ -222,9 +240,9 @@ def finished(runs: Path) -> dict[str, Any]:
             continue
         entry = runs.joinpath(*path.relative_to(runs).parts[:3])
         is_part = path.suffix == ".mp4" or path.name.startswith("shard_")
-        if path.name == "checkpoint.pt":
-            state = torch.load(path, weights_only=True)
-            found.setdefault(f"{entry.name}: iteration", state["progress"]["iteration"])
+        if path.name.startswith("checkpoint"):
+            name, state = f"{entry.name}: iteration", torch.load(path, weights_only=True)
+            found[name] = max(found.get(name, 0), state["progress"]["iteration"])
         elif is_part or (entry / "record.json").is_file():
             found[str(path.relative_to(runs))] = (path.stat().st_mtime_ns, path.stat().st_size)
         if path.name == "record.json":
@@ -268,7 +286,7 @@ def list_differences(reference: Path, runs: Path, *, is_whole: bool) -> dict[str
 def _contents(runs: Path) -> dict[str, Any]:
     found = {}
     for path in runs.rglob("*"):
-        if path.is_dir() or path.suffix == ".lock" or path.name.startswith("events.out"):
+        if path.is_dir() or path.suffix == ".lock" or path.name == "curves.csv":
             continue
         try:
             content = path.read_bytes()
@@ -285,6 +303,20 @@ def _contents(runs: Path) -> dict[str, Any]:
 
 def _without_times(measures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in measures.items() if "seconds" not in key}
+
+
+def damage(path: Path, how: str) -> None:
+    """Damage a file at a random place; it is another one afterwards."""
+    before = path.read_bytes()
+    place = random.randrange(len(before))
+    after = {
+        "a flipped bit": before[:place] + bytes([before[place] ^ 1 << random.randrange(8)]) + before[place + 1 :],
+        "cut": before[:place],
+        "zeros": before[: place // 2] + bytes(len(before) - place // 2),
+        "empty": b"",
+    }[how]
+    assert after != before
+    path.write_bytes(after)
 
 
 class Trial:
@@ -351,6 +383,46 @@ class Trial:
             self.faults[stage] += [f"round {number}, at the end: {name}" for name in names]
         self.runs.rename(self.folder / f"round_{number}")
 
+    def interrupt(self) -> None:
+        """Make a run that was killed in stage 1 after two checkpoints of a network."""
+        for top in (self.reference / MADE, *self.reference.glob("*/index*.csv")):
+            target = self.runs / top.relative_to(self.reference)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if top.is_dir() else shutil.copy2)(top, target)
+        while len(list(self.runs.glob("*/networks/*/checkpoint*.pt"))) < 2:
+            running = self.start()
+            while len(list(self.runs.glob("*/networks/*/checkpoint*.pt"))) < 2:
+                assert os.waitpid(running.pid, os.WNOHANG) == (0, 0), "it ended before"
+                time.sleep(0.01)
+            os.killpg(running.pid, signal.SIGKILL)
+            os.waitpid(running.pid, 0)
+            end_group(running.pid)
+        self.runs.rename(self.folder / "interrupted")
+
+    def run_damages(self, count: int) -> list[dict[str, str]]:
+        """Damage a file of each kind in turn and start; say of each whether it was mended or refused, or is a fault."""
+        rows, output = [], self.folder / "output.txt"
+        for number in range(count):
+            kind, how = list(DAMAGED)[number % len(DAMAGED)], random.choice(HOW)
+            base = self.reference if list(self.reference.glob(DAMAGED[kind])) else self.folder / "interrupted"
+            if not base.is_dir():
+                self.interrupt()
+            shutil.copytree(base, self.runs)
+            path = random.choice(sorted(self.runs.glob(DAMAGED[kind])))
+            damage(path, how)
+            output.unlink(missing_ok=True)
+            try:
+                watch(self.start(), self.runs, lambda stage: None)
+                wrong = list_differences(self.reference, self.runs, is_whole=True)
+                outcome = f"fault: {dict(wrong)}" if wrong else "mended"
+            except RuntimeError:
+                said = output.read_text(errors="replace").splitlines()[-1]
+                outcome = "refused" if str(path) in said and "remove" in said else f"fault: {said}"
+            rows.append({"file": kind, "damage": how, "outcome": outcome})
+            log.info("damage %d: %s, %s: %s", number + 1, kind, how, outcome)
+            shutil.rmtree(self.runs)
+        return rows
+
     def _check(self, stage: str, known: dict[str, Any]) -> dict[str, Any]:
         """Note what a kill, or the start before it, has lost; give what is complete now."""
         now = finished(self.runs)
@@ -380,6 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path, help="for the results of all runs; must be empty or not there")
     parser.add_argument("--kills", type=int, default=50, help="over all stages")
+    parser.add_argument("--damages", type=int, default=0, help="files that are damaged, one at a time")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="in which to kill")
     parser.add_argument("--profile", default="smoke", help="a file in params/ of generated videos")
     parser.add_argument("--workers", type=int, default=2, help="processes, as loading.workers")
@@ -399,18 +472,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     while any(trial.left.values()):
         number += 1
         trial.run_round(number)
+    damages = trial.run_damages(given.damages)
     shutil.rmtree(scratch, ignore_errors=True)
     rows = trial.table()
-    with (folder / "kills.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    for name, table in (("kills", rows), ("damages", damages)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0] if table else [])
+            writer.writeheader()
+            writer.writerows(table)
     log.info("%d kills in %d rounds, %.0f s", len(trial.kills), number, time.monotonic() - began)
     for row in rows:
         log.info("%s", ", ".join(f"{key}: {value}" for key, value in row.items()))
     for fault in (fault for found in trial.faults.values() for fault in found):
         log.error("%s", fault)
-    return int(any(trial.faults.values()))
+    return int(any(trial.faults.values()) or any(row["outcome"].startswith("fault") for row in damages))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import copy
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 import torch
 from data_path import DATA, write_files
 from networks import PLAIN, matrix_product, plain_fast_gru
@@ -36,7 +36,8 @@ from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 from faster_lib.training.features import FeaturePair, compute_features, freeze
-from faster_lib.training.loop import limited_threads
+from faster_lib.training.loop import CURVES
+from faster_lib.training.ranks import limited_threads
 from faster_lib.training.stage1 import count_batch_videos, train_backbone
 
 L = 16
@@ -99,17 +100,8 @@ def our_training(profile, name: str, iterations: int, runs: Path):
     settings = profile.backbone_training.model_copy(update={"iterations": iterations, "seed": time.time_ns() % 2**31})
     changed = profile.model_copy(update={"backbone_training": settings})
     trained = train_backbone(changed, name, L, runs=runs, may_be_shipped=False)
-    waits = waited_share(max((runs / profile.name / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
+    waits = pandas.read_csv(trained.entry.path / CURVES)["data wait share"].mean()
     return trained, count_batch_videos(settings, L) * iterations / trained.seconds, waits
-
-
-def waited_share(folder: Path) -> float:
-    """Read the mean share of waiting from a training's curves."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    curves = EventAccumulator(str(folder))
-    curves.Reload()
-    return statistics.mean(event.value for event in curves.Scalars("data wait share"))
 
 
 @torch.inference_mode()

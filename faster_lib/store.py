@@ -4,8 +4,11 @@ An entry is a folder `runs/<profile>/<kind>/<label>-<key>`. Its `record.json` is
 unfinished, and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
 """
 
+import errno
 import hashlib
+import itertools
 import json
+import logging
 import os
 import platform
 import re
@@ -13,32 +16,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from faster_lib.paths import RUNS, WEIGHTS
 from faster_lib.provenance import circumstances, host, now
 
-BEGUN = "begun.json"  # says, while an entry is made, from what and since when
+log = logging.getLogger(__name__)
+
+BEGUN = "begun.json"  # says, while an entry is made, from what, since when and by whom
+HASHED = ("weights.safetensors", "index.csv")  # files whose hashes the record holds; shards have theirs in their names
+MENDED = ("videos", "features")  # kinds of results whose files are known one by one, so that what is whole stays
+REMEDY = "restore it from a copy, or remove the folder that it lies in: the next run makes the result anew"
+WAIT_SECONDS = 30.0  # between two words of a process that waits
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One result and what it depends on. Naming it does no work.
+    """One result and what it depends on. Naming it does no work."""
 
-    Args:
-        profile: name of the profile; it stands in the path and in the record, not in the key.
-        kind: videos, networks, features or aggregators.
-        label: what a reader recognises it by.
-        depends: everything that decides the result, as plain JSON.
-    """
-
-    profile: str
-    kind: str
-    label: str
-    depends: dict[str, Any]
+    profile: str  # its name, which stands in the path and in the record, not in the key
+    kind: str  # videos, networks, features or aggregators
+    label: str  # what a reader recognises it by
+    depends: dict[str, Any]  # everything that decides the result, as plain JSON
     runs: Path = RUNS
 
     @property
@@ -58,44 +61,80 @@ class Entry:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was kept with the result: its measures, and how, where and when it was made."""
-        return json.loads((self.path / "record.json").read_text(encoding="utf-8"))
+        """What was kept with the result: its measures, and how, where and when it was made; damage is a ValueError."""
+        try:
+            record = json.loads((path := self.path / "record.json").read_text(encoding="utf-8"))
+            if record.get("check") in (None, hash_of({**record, "check": None})):  # earlier versions wrote none
+                return record
+        except (ValueError, AttributeError):  # no JSON, no text, no dict
+            pass
+        raise ValueError(f"{path} is damaged; {REMEDY}")
 
-    def complete(self, make: Callable[[], dict[str, Any]]) -> None:
-        """Have the result made by `make`, which gives its measures, unless it is there.
+    def check(self) -> None:
+        """Raise ValueError, with the remedy, if the record or a file whose hash it holds is not as it was written."""
+        for name, sha256 in self.record.get("sha256", {}).items():
+            if not has_hash(self.path / name, sha256):
+                raise ValueError(f"{self.path / name} is damaged or gone; {REMEDY}")
+
+    def read(self, name: str = "weights.safetensors") -> bytes:
+        """Read a file of a result, after a check."""
+        if self.is_complete:
+            self.check()
+        return (self.path / name).read_bytes()
+
+    def complete(self, make: Callable[[], dict[str, Any]], while_waiting: Callable[[], Any] = lambda: None) -> None:
+        """Have the result made by `make`, which gives its measures, unless it is there and whole.
 
         The entry is locked meanwhile: a second process that wants the same one waits, and finds it made. The record
         counts the starts and adds up their seconds; of a process that was killed, up to the last file that it left.
+
+        Raises: ValueError if a result is damaged and cannot be mended out of its parts.
         """
         if self.is_complete:
-            return
+            try:
+                return self.check()
+            except ValueError as error:
+                if self.kind not in MENDED:
+                    raise
+                log.warning("%s; it is mended", error)
+                (self.path / "record.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(self.path.name + ".lock")):
+        with hold(self.path.with_name(self.path.name + ".lock"), self._maker, while_waiting):
             if self.is_complete:
                 return
             remove_partials(self.path)
             begun, start = self._begin(), time.perf_counter()
             measures = make()
             begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
-            record = {**begun, "measures": measures, **host(), **circumstances()}
+            files = [path for path in map(self.path.joinpath, HASHED) if path.is_file()]
+            hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+            record = {**begun, "measures": measures, **host(), **circumstances(), "sha256": hashes, "check": None}
+            record["check"] = hash_of(record)
             write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
             (self.path / BEGUN).unlink()
 
     def _begin(self) -> dict[str, Any]:
-        path = self.path / BEGUN
-        begun = {"profile": self.profile, "depends": self.depends, "started": now(), "starts": 1, "seconds": 0.0}
+        path, begun = self.path / BEGUN, {"started": now(), "starts": 0, "seconds": 0.0}
         if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            begun["starts"] += 1
-            begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
-        write_whole(path, json.dumps(begun, indent=1).encode())
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+                begun = {"started": known["started"], "starts": known["starts"], "seconds": known["seconds"]}
+                begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
+            except (ValueError, TypeError, KeyError):
+                log.warning("%s is damaged; the starts before are not counted", path)
+        begun |= {"profile": self.profile, "depends": self.depends, "starts": begun["starts"] + 1}
+        maker = f"process {os.getpid()} on {platform.node()}"
+        write_whole(path, json.dumps({**begun, "maker": maker}, indent=1).encode())
         return begun
 
-    def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
-        """Find the weights that the kit ships for this very entry, with what the manifest says of them.
+    def _maker(self) -> str:
+        try:
+            return json.loads((self.path / BEGUN).read_text(encoding="utf-8"))["maker"]
+        except (OSError, ValueError, TypeError, KeyError):  # not yet, no longer, or damaged
+            return "another process"
 
-        Raises: ValueError if the file is not the one that the manifest describes.
-        """
+    def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
+        """Find the weights that the kit ships for this entry and their manifest; ValueError if they do not fit it."""
         about = read_manifest().get(self.path.name)
         if about is None:
             return None
@@ -117,6 +156,27 @@ def read_manifest(weights: Path = WEIGHTS) -> dict[str, dict[str, Any]]:
 def hash_of(depends: Any) -> str:
     """Hash plain JSON content, whatever the order of its keys, to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_hash(path: Path, sha256: str) -> bool:
+    """Whether a file is there and its sha256 begins so; it is read once in a process, unless it has changed."""
+    return path.is_file() and _read_hash(path, (about := path.stat()).st_size, about.st_mtime_ns).startswith(sha256)
+
+
+@lru_cache(None)
+def _read_hash(path: Path, *_as_long_as: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hold(lock: Path, whom: Callable[[], str], while_waiting: Callable[[], Any] = lambda: None) -> Any:
+    """Take a lock, for a `with` block; say from time to time whom this process waits for, which its death frees too."""
+    for patience in itertools.chain([0.0], itertools.repeat(WAIT_SECONDS)):
+        try:
+            return FileLock(lock).acquire(timeout=patience)
+        except Timeout:
+            log.info("%s: waiting for %s", lock.stem, whom())
+            while_waiting()
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -162,8 +222,6 @@ def remove_partials(folder: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return error.errno == errno.EPERM
     return True

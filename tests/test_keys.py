@@ -17,7 +17,7 @@ WORK = {  # what makes or reads a result, where it is called
     stage1: ("load", "load_videos", "build_backbone", "run_training", "load_batches"),
     features: ("load_videos", "decode", "extract_features", "compute_features"),
     stage2: ("build_aggregator", "run_training"),
-    evaluation: ("load_file", "build_faster", "train_aggregator", "evaluate"),
+    evaluation: ("load", "build_faster", "train_aggregator", "evaluate"),
     index: ("write_planned", "read_index", "scan", "probe_video"),
 }
 

@@ -35,8 +35,9 @@ def small(**stage_1) -> Profile:
     return smoke.model_copy(update={k: getattr(smoke, k).model_copy(update=v) for k, v in changed.items()})
 
 
-def test_a_run_that_is_killed_in_every_stage_of_training_ends_in_the_same_files(tmp_path):
+def test_a_run_that_is_killed_or_damaged_in_every_stage_of_training_ends_in_the_same_files_or_names_one(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", tmp_path, "--kills", "3", "--workers", "1"]
+    command += ["--damages", "9"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     stages = ["stage_1", "extraction", "stage_2"]
     done = subprocess.run(
@@ -47,6 +48,10 @@ def test_a_run_that_is_killed_in_every_stage_of_training_ends_in_the_same_files(
         rows = {row["stage"]: row for row in csv.DictReader(file)}
     assert [stage for stage, row in rows.items() if row["kills"] == "1"] == stages
     assert {row["identical"] for row in rows.values()} == {"yes"}
+    with (tmp_path / "damages.csv").open(newline="") as file:
+        found = {row["file"]: row["outcome"] for row in csv.DictReader(file)}
+    assert len(found) == 9 and set(found.values()) == {"mended", "refused"}
+    assert found["weights of a network"] == "refused" and found["shard"] == "mended"
 
 
 def test_the_comparison_sees_a_lost_a_repeated_and_a_changed_result(tmp_path):

@@ -1,7 +1,9 @@
 """Tests of the training loop: two processes train the networks that one would, and score the same videos."""
 
+import csv
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,13 +14,12 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from faster_lib.data.datasets import EpochDraws
 from faster_lib.data.index import load_videos
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
-from faster_lib.training import loop
+from faster_lib.training import loop, ranks
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
@@ -128,6 +129,7 @@ class Small(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 3))
+        self.idle = torch.nn.Parameter(torch.zeros(1))  # takes part in nothing
 
     def forward(self, x):
         return self.layers(x)
@@ -141,14 +143,18 @@ def batches_of(first, mine, parts):
         yield from (Part(x[part::parts], targets[part::parts]) for part in mine)
 
 
-def fit_small(folder, *, dropout: float = 0.3, before=lambda step: None, steps: int = 8, **changes):
+def fit_small(folder, *, dropout: float = 0.3, before=lambda step: None, spoil=None, steps: int = 8, **changes):
     smoke = load_profile("smoke")
     settings = smoke.backbone_training.model_copy(update={"checkpoint_iterations": 3, "optimiser": "adamw"})
-    network = loop.seeded(0, Small)
+    network = ranks.seeded(0, Small)
     network.layers[1].p = dropout
+
+    count = itertools.count(1)
 
     def compute(network, part):
         before(task.steps)
+        if spoil:
+            spoil(network, next(count))
         return network(part.x), part.targets
 
     task = loop.Task(
@@ -211,15 +217,91 @@ def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_
     assert len(found["last_losses"]) == 2
 
 
-def test_the_curves_hold_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
-    fit_small(tmp_path, steps=6)
-    curves = EventAccumulator(str(tmp_path / "tensorboard" / "small-0"))
-    curves.Reload()
+def stop_at(step: int):
+    """Give what interrupts a training at its n-th step."""
+    count = itertools.count(1)
+
+    def stop(_):
+        if next(count) == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+DAMAGES = {
+    "a flipped bit": lambda content: content[:3000] + bytes([content[3000] ^ 4]) + content[3001:],
+    "cut": lambda content: content[:3000],
+    "zeros": lambda content: content[:3000] + bytes(len(content) - 3000),
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_training_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(tmp_path, damage, caplog):
+    undisturbed, _ = fit_small(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_small(tmp_path / "cut", before=stop_at(8))
+    newer, older = (tmp_path / "cut" / "networks" / "small-0" / name for name in (loop.CHECKPOINT, loop.BEFORE))
+    states = [torch.load(path, weights_only=True)["progress"]["iteration"] for path in (newer, older)]
+    assert states == [6, 3]
+    newer.write_bytes(DAMAGES[damage](newer.read_bytes()))
+    again, found = fit_small(tmp_path / "cut")
+    assert f"{newer} is damaged; the training goes on from {older}" in caplog.text and found["iteration"] == 8
+    assert all(torch.equal(again[name], weight) for name, weight in undisturbed.items())
+    for path in (newer, older):
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{newer} and any before it are damaged.*remove"):
+        fit_small(tmp_path / "cut")
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path):
+    def spoil(step, value):
+        def at(network, number):
+            if number == step:
+                value(network)
+
+        return at
+
+    def huge(network):
+        network.layers[0].weight.register_hook(lambda gradient: gradient * math.inf)
+
+    def nan_in_memory(network):
+        network.idle.data.fill_(math.nan)
+
+    with pytest.raises(FloatingPointError, match="the norm of the gradient is inf; lower learning_rate"):
+        fit_small(tmp_path / "gradient", spoil=spoil(2, huge))
+    with pytest.raises(FloatingPointError, match="a weight, or the optimiser's memory of one, is not finite; lower"):
+        fit_small(tmp_path / "weight", spoil=spoil(5, nan_in_memory))
+    state = loop.read_checkpoint(tmp_path / "weight" / "networks" / "small-0")
+    assert state["progress"]["iteration"] == 3 and loop.read_checkpoint(tmp_path / "gradient" / "networks") is None
+
+
+def curves_of(folder) -> list[dict[str, float]]:
+    with (folder / "networks" / "small-0" / loop.CURVES).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_curves_hold_each_step_once_with_loss_accuracy_rate_speed_waiting_and_memory(tmp_path):
+    _, found = fit_small(tmp_path / "whole", steps=8)
+    points = curves_of(tmp_path / "whole")
     names = {"loss", "accuracy", "learning rate", "samples per second", "data wait share", "peak memory (MiB)"}
-    assert set(curves.Tags()["scalars"]) == names
-    assert [event.step for event in curves.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    assert all(0 <= event.value <= 1 for event in curves.Scalars("data wait share"))
-    assert all(0 <= event.value <= 100 for event in curves.Scalars("accuracy"))
+    assert set(points[0]) == names | {"step"}
+    assert [point["loss"] for point in points[:5]] == found["first_losses"]
+    assert all(0 <= point["data wait share"] <= 1 and 0 <= point["accuracy"] <= 100 for point in points)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_small(tmp_path / "cut", before=stop_at(6))  # after five points, of which the state knows three
+    with (tmp_path / "cut" / "networks" / "small-0" / loop.CURVES).open("a") as file:
+        file.write("6,0.5")  # as from a process that was killed in the midst
+    fit_small(tmp_path / "cut")
+    assert [point["step"] for point in curves_of(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [p["loss"] for p in curves_of(tmp_path / "cut")] == [p["loss"] for p in points]
+
+
+def test_an_error_of_the_curves_file_is_logged_and_does_not_end_the_training(tmp_path, caplog):
+    (tmp_path / "networks" / "small-0" / loop.CURVES).mkdir(parents=True)
+    assert fit_small(tmp_path)[1]["iteration"] == 8
+    assert "a point of the curves is lost: [Errno 21] Is a directory" in caplog.text
 
 
 def test_ranks_share_out_every_batch_without_a_double_or_a_gap():

@@ -1,18 +1,22 @@
 """Tests of results that several processes make together: by all ranks or by none, and recorded once."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+
+import pytest
 
 from faster_lib.paths import ROOT
 from faster_lib.store import Entry
-from faster_lib.training.loop import complete_together
+from faster_lib.training.ranks import complete_together
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from faster_lib.training.loop import complete_together, find_ranks
+from faster_lib.training.ranks import complete_together, find_ranks
 from faster_lib.store import Entry
 
 folder, failing = Path(sys.argv[1]), sys.argv[2]
@@ -66,3 +70,71 @@ def test_one_process_makes_a_result_by_itself(tmp_path):
     for _ in range(2):
         complete_together(entry, lambda: {"value": 1})
     assert entry.record["measures"] == {"value": 1}
+
+
+UNLIKE = """
+import sys
+from pathlib import Path
+from faster_lib.store import Entry
+from faster_lib.training.ranks import complete_together, find_ranks
+
+entry = Entry("odd", "kind", "label", {"videos": find_ranks().process_index}, Path(sys.argv[1]))
+complete_together(entry, lambda: {})
+"""
+
+
+def test_ranks_that_see_other_videos_end_at_once_and_make_nothing(tmp_path):
+    for rank in launch(UNLIKE, tmp_path):
+        assert rank.returncode == 1 and "the ranks see different videos or settings: here " in rank.said
+    assert not list(tmp_path.rglob("*.json"))
+
+
+PACES = """
+import logging, sys, time
+from pathlib import Path
+from faster_lib import store
+from faster_lib.store import Entry
+from faster_lib.training import ranks
+
+logging.basicConfig(level=logging.INFO)
+store.WAIT_SECONDS, ranks.PATIENCE = 0.5, ranks.timedelta(seconds=4)
+state, entry = ranks.find_ranks(), Entry("odd", "kind", "label", {}, Path(sys.argv[1]))
+
+def make():
+    with ranks.at_own_pace(entry):
+        time.sleep(8 * state.process_index)
+    return {}
+
+ranks.complete_together(entry, make)
+"""
+
+
+def test_a_wait_that_is_longer_than_the_networks_patience_goes_over_file_locks_and_says_for_whom(tmp_path):
+    main, other = launch(PACES, tmp_path)
+    assert (main.returncode, other.returncode) == (0, 0), main.said + other.said
+    assert "waiting for rank 1" in main.said and "waiting" not in other.said
+
+
+DEAF = """
+import signal, sys, threading
+from faster_lib.training import ranks
+
+ranks.GRACE_SECONDS = float(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: None)
+with ranks.ended_by_signals():
+    print("waits", flush=True)
+    held = threading.Lock()
+    held.acquire()
+    held.acquire()  # goes on waiting after a signal
+"""
+
+
+@pytest.mark.parametrize(("grace", "signals"), [(0.5, 1), (600, 2)], ids=["one signal", "two"])
+def test_a_process_that_waits_for_ever_is_ended_some_time_after_a_signal_and_at_once_by_a_second(grace, signals):
+    command = [sys.executable, "-c", DEAF, str(grace)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as deaf:
+        assert deaf.stdout.readline() == "waits\n"
+        for _ in range(signals):
+            time.sleep(0.1)
+            deaf.send_signal(signal.SIGTERM)
+        assert deaf.wait(timeout=30) == 128 + signal.SIGTERM

@@ -38,3 +38,10 @@ def test_an_unfinished_result_is_running_only_while_its_lock_is_held(tmp_path, i
         if not is_held:
             lock.release()
         assert status["state_of"](entry) == ("running" if is_held else "begun")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 1'], ids=["empty", "cut", "a list", "half"])
+def test_one_damaged_record_does_not_stop_the_listing(tmp_path, content):
+    make(tmp_path, f"tiny/networks/a-{KEY}")
+    (make(tmp_path, f"tiny/networks/b-{KEY}") / "record.json").write_text(content)
+    assert [line.split()[2] for line in status["list_entries"](tmp_path)][:2] == ["complete", "damaged"]

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -196,7 +197,8 @@ entry.complete(make)
 
 
 @pytest.mark.parametrize("does_finish", [True, False], ids=["holder finishes", "holder is killed"])
-def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path, does_finish):
+def test_a_second_process_waits_says_for_whom_and_finds_what_the_first_one_left(tmp_path, does_finish, caplog):
+    caplog.set_level("INFO")
     entry = Entry("tiny", "networks", "shared", {"a": 1}, tmp_path)
     seen = []
 
@@ -215,6 +217,7 @@ def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path,
             waiting.start()
             waiting.join(0.3)
             assert waiting.is_alive() and not seen  # still outside
+            assert f"{entry.path.name}: waiting for process {holder.pid} on {platform.node()}" in caplog.text
             if does_finish:
                 holder.communicate("go on\n")
         finally:
@@ -222,3 +225,49 @@ def test_a_second_process_waits_and_then_finds_what_the_first_one_left(tmp_path,
     waiting.join(60)
     assert seen == ([] if does_finish else ["made"])
     assert entry.record["measures"]["maker"] == ("the other process" if does_finish else "this process")
+
+
+DAMAGES = {
+    "a flipped bit": lambda content: content.replace(b"0.25", b"0.21"),
+    "cut": lambda content: content[:-9],
+    "zeros": lambda content: content[:20] + bytes(len(content) - 20),
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("name", ["record.json", "weights.safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_is_refused_with_its_name_and_the_remedy(tmp_path, name, damage):
+    entry = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path)
+
+    def make() -> dict:
+        write_whole(entry.path / "weights.safetensors", b"0.25" * 100)
+        return {"loss": 0.25}
+
+    entry.complete(make)
+    assert entry.read() == b"0.25" * 100
+    write_whole(entry.path / name, DAMAGES[damage]((entry.path / name).read_bytes()))
+    for use in (entry.read, lambda: entry.complete(make)):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(entry.path / name))} is damaged.*remove the folder"):
+            use()
+    shutil.rmtree(entry.path)
+    entry.complete(make)
+    assert entry.record["measures"] == {"loss": 0.25}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_of_features_or_videos_is_made_again_and_a_damaged_beginning_forgotten(
+    tmp_path, damage, caplog
+):
+    entry = Entry("tiny", "features", "r2d_26-L8", DEPENDS, tmp_path)
+    entry.complete(lambda: {"loss": 0.25})
+    record = entry.path / "record.json"
+    record.write_bytes(DAMAGES[damage](record.read_bytes()))
+    (entry.path / "begun.json").write_bytes(
+        DAMAGES[damage](b'{"started": "then", "starts": 7, "seconds": 0.25, "m": 1}')
+    )
+    entry.complete(lambda: {"loss": 0.25})
+    assert entry.record["measures"] == {"loss": 0.25} and f"{record} is damaged" in caplog.text
+    assert entry.record["starts"] == (8 if damage == "a flipped bit" else 1)
+    if damage != "a flipped bit":
+        assert f"{entry.path / 'begun.json'} is damaged" in caplog.text

@@ -5,19 +5,22 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.kills import annotate
 from faster_lib import store
 from faster_lib.data.datasets import Census
+from faster_lib.data.index import index_videos, load_videos
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
-from faster_lib.training import evaluation, features, loop, stage1, stage2
+from faster_lib.training import evaluation, features, loop, ranks, stage1, stage2
 
 SMOKE = load_profile("smoke")
 
@@ -93,6 +96,45 @@ def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkey
     resumed = stage1.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert steps == 5 + 2  # iterations 5 and 6 alone
     assert resumed.weights_sha256 == pair.cheap.weights_sha256
+
+
+def test_a_training_does_not_begin_anew_in_silence_when_a_video_is_gone_but_names_it(pair, tmp_path, monkeypatch):
+    root = shutil.copytree(pair.runs / "smoke" / "videos", tmp_path / "videos")
+    videos = load_videos(SMOKE, "train", runs=pair.runs)
+    annotate({"train": renamed(videos, pair.runs / "smoke" / "videos", root)}, root)
+    data = {"source": "annotated", "root": str(root), "most_unreadable_share": 0.1}
+    real = SMOKE.model_copy(update={"name": "real", "scene": None, "data": SMOKE.data.model_copy(update=data)})
+    steps, descend = [], loop._Training._descend
+
+    def stop_at_five(*args):
+        steps.append(args)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return descend(*args)
+
+    monkeypatch.setattr(loop._Training, "_descend", stop_at_five)
+    index_videos(real, runs=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        stage1.train_backbone(real, "r2d_26", 8, runs=tmp_path)
+    begun = stage1.name_backbone(real, "r2d_26", 8, runs=tmp_path).entry.path
+    gone = load_videos(real, "train", runs=tmp_path).videos[3].path
+    gone.rename(tmp_path / "elsewhere.mp4")  # or its disk does not answer
+    index_videos(real, runs=tmp_path)
+    assert stage1.name_backbone(real, "r2d_26", 8, runs=tmp_path).entry.path != begun
+    with pytest.raises(
+        ValueError, match=rf"{begun} is this training, not finished, .*: - {gone.relative_to(root)} \(1 in"
+    ):
+        stage1.train_backbone(real, "r2d_26", 8, runs=tmp_path)
+    (tmp_path / "elsewhere.mp4").rename(gone)
+    index_videos(real, runs=tmp_path)
+    assert stage1.train_backbone(real, "r2d_26", 8, runs=tmp_path).entry.path == begun
+    assert len(steps) == 5 + 2  # iterations 5 and 6 alone
+
+
+def renamed(videos, old, new):
+    """The same videos in another folder."""
+    moved = tuple(dataclasses.replace(video, path=new / video.path.relative_to(old)) for video in videos.videos)
+    return dataclasses.replace(videos, videos=moved)
 
 
 def test_a_training_stopped_before_its_weights_are_written_is_finished_by_the_next_run(pair, tmp_path, monkeypatch):
@@ -196,7 +238,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     assert evaluation.evaluate(model, unlike, "test").correct == measured[cells[0]][0].correct
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
-    fresh = loop.seeded(0, stage2.build_faster, unlike, *cells[0])
+    fresh = ranks.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
 
 
@@ -254,7 +296,7 @@ def test_stage_1_leaves_a_core_to_each_loading_thread(pair, cores, workers, used
     loading = SMOKE.loading.model_copy(update={"workers": workers})
     monkeypatch.setattr(stage1, "count_cores", lambda: cores)
     monkeypatch.setattr(stage1, "run_training", lambda network, task: {"seen": torch.get_num_threads()})
-    with loop.limited_threads(99) as before:
+    with ranks.limited_threads(99) as before:
         torch.set_num_threads(3)
         videos = stage1.load_videos(SMOKE, SMOKE.backbone_training.split, runs=pair.runs, is_training=True)
         profile = SMOKE.model_copy(update={"loading": loading})

@@ -77,7 +77,7 @@ def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, 
     manifest = {key: about for key, about in read_manifest(weights).items() if about["profile"] != profile.name}
     for (fold, name, L), command in commands.items():
         entry = name_backbone(folds[fold], name, L, runs=runs).entry
-        content = (entry.path / "weights.safetensors").read_bytes()
+        content = entry.read()
         log.info("%s: %s", entry.path.name, compare_weights(content, weights / f"{entry.path.name}.safetensors"))
         write_whole(weights / f"{entry.path.name}.safetensors", content)
         manifest[entry.path.name] = {

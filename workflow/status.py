@@ -2,7 +2,8 @@
 
 An entry is a folder `<profile>/<kind>/<label>-<hash>`. It is complete once it has a `record.json`. Before that it is
 running while a process of this machine, or of one with the same folder, holds its lock; otherwise it was interrupted,
-and whoever needs it next goes on. To delete a result, remove its folder.
+and whoever needs it next goes on. A damaged one has a record
+that cannot be read. To delete a result, remove its folder.
 """
 
 import argparse
@@ -45,8 +46,12 @@ def list_entries(runs: Path) -> Iterator[str]:
         profile, kind, name = entry.relative_to(runs).parts
         state = state_of(entry)
         sizes.append(sum(path.lstat().st_size for path in entry.rglob("*") if not path.is_dir()) / 1e6)
-        record = json.loads((entry / "record.json").read_text(encoding="utf-8")) if state == "complete" else {}
-        finished = record.get("finished", "")
+        finished = ""
+        if state == "complete":
+            try:
+                finished = json.loads((entry / "record.json").read_text(encoding="utf-8"))["finished"]
+            except (OSError, ValueError, TypeError, KeyError):
+                state = "damaged"
         yield f"{profile:<20} {kind:<12} {state:<9} {sizes[-1]:>10,.1f} MB  {finished:<20}  {name}"
     yield f"{len(sizes)} results in {runs}, {sum(sizes):,.1f} MB"
 

@@ -12,7 +12,7 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import load_profile
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
-from faster_lib.training.loop import find_ranks
+from faster_lib.training.ranks import ended_by_signals, find_ranks
 from faster_lib.training.stage1 import train_backbone
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.threads:
         torch.set_num_threads(given.threads)
+    with ended_by_signals():
+        _run(given)
+
+
+def _run(given: argparse.Namespace) -> None:
     runs = given.anew.resolve() if given.anew else RUNS
     profile = load_profile(given.profile)
     profile = profile if given.fold is None else profile.in_fold(given.fold)

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from faster_lib.data.datasets import Census, run_all
 from faster_lib.data.index import videos_key
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.store import Entry, write_whole
-from faster_lib.training.features import FeaturePair, LiveFeatures, Request, StoredFeatures
-from faster_lib.training.loop import CHECKPOINT, complete_together, find_ranks, limited_threads, training_facts
+from faster_lib.training.features import FeaturePair, Features, Request
+from faster_lib.training.loop import remove_checkpoints, training_facts
+from faster_lib.training.ranks import find_ranks, limited_threads, shown, tell_all
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
@@ -24,28 +24,17 @@ Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100.
+    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100."""
 
-    Args:
-        video1, video5: share of the videos whose class is among the one or five highest scores.
-        video1_of_expected: `video1` if every listed video that cannot be read counts as wrong.
-        macro_f1: mean of the classes' F1.
-        commonest: what `video1` would be if the commonest class were always said.
-        correct: for each video, in order, 1 where it is right and 0 elsewhere.
-        census: how many videos were expected, used, missing and corrupt.
-        train_loss: mean over the last epoch; None where nothing is learned.
-        seconds: of all starts together.
-    """
-
-    video1: float
-    video5: float
-    video1_of_expected: float
-    macro_f1: float
-    commonest: float
-    correct: str
-    census: Census
-    train_loss: float | None = None
-    seconds: float = 0.0
+    video1: float  # share of the videos whose class has the highest score, or
+    video5: float  # is among the five highest
+    video1_of_expected: float  # `video1` if every listed video that cannot be read counts as wrong
+    macro_f1: float  # mean of the classes' F1
+    commonest: float  # what `video1` would be if the commonest class were always said
+    correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
+    census: Census  # how many videos were expected, used, missing and corrupt
+    train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
+    seconds: float = 0.0  # of all starts together
 
     @property
     def videos(self) -> int:
@@ -69,38 +58,37 @@ def measure_all(
 
     A schedule may have fewer clips than the profile's frames allow. Averaging learns nothing, so it is measured once,
     whatever the seeds. What is missing is made side by side, in one process of one thread for each of the profile's
-    workers, so that a result depends on neither number. Where the profile has a pre-training, the same cells are
-    trained there first, and each goes on from its own.
+    workers, or in each of several ranks, so that a result depends on no such number. Where the profile has a
+    pre-training, the same cells are trained there first, and each goes on from its own.
     """
-    cells = list(dict.fromkeys(cells))
-    before = [cell for cell in cells if learns(cell)]
-    if pair.pretrained is not None and before:
+    cells, ranks = list(dict.fromkeys(cells)), find_ranks()
+    if pair.pretrained is not None and (before := [cell for cell in cells if learns(cell)]):
         measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
-    wanted = list_runs(cells, seeds)
+    wanted = [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
     missing = [run for run in wanted if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
+    missing = tell_all(missing)  # another process may just finish one
     if any(learns(cell) for cell, _ in missing):
         pair.prepare("train")
-        pair.scales  # noqa: B018  computed here once, and sent along
+        pair.scales  # noqa: B018  computed here once, and sent along, as is the census
     if missing:
         pair.prepare(split, clips=sorted({len(schedule) for (_, schedule), _ in missing}))
-    jobs = [(pair, *cell, seed, split) for cell, seed in missing]
-    workers = pair.profile.loading.workers if find_ranks().num_processes == 1 else 1
-    run_all(_complete, jobs, workers=workers, title=f"stage 2, L={pair.clip_frames}", unit="run", leave=False)
+        pair.census(split)
+    # Each rank begins with others; then it waits for what another one makes, or makes what that one left.
+    turns = [(ranks.process_index + turn) % ranks.num_processes for turn in range(ranks.num_processes)]
+    jobs = [(pair, *cell, seed, split) for turn in turns for cell, seed in missing[turn :: ranks.num_processes]]
+    workers = pair.profile.loading.workers if ranks.num_processes == 1 else 1
+    title, bar = f"stage 2, L={pair.clip_frames}", {"leave": False, **shown(ranks.is_main_process)}
+    run_all(_complete, jobs, workers=workers, title=title, unit="run", **bar)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
     for cell, seed in wanted:
-        results[cell].append(read_measured(aggregator_entry(pair, *cell, seed, split)))
+        results[cell].append(_read_measured(aggregator_entry(pair, *cell, seed, split)))
     return results
 
 
-def read_measured(entry: Entry) -> Measured:
-    """Read a result of the store."""
+def _read_measured(entry: Entry) -> Measured:
+    entry.check()
     measures, seconds = entry.record["measures"], entry.record["seconds"]
     return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
-
-
-def list_runs(cells: Iterable[Cell], seeds: Sequence[int]) -> list[tuple[Cell, int]]:
-    """Give each cell with each seed; averaging has one seed, since it learns nothing."""
-    return [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
 
 
 def learns(cell: Cell) -> bool:
@@ -115,7 +103,7 @@ def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: in
         measure_all(pair, [(aggregator, schedule)], seeds=[seed], split=split)
     model = build_faster(pair, aggregator, schedule)
     if learns((aggregator, schedule)):
-        learned = load_file(entry.path / "weights.safetensors")
+        learned = load(entry.read())
         missing, unexpected = model.load_state_dict(learned, strict=False)
         if unexpected or any(name.split(".")[0] not in FROZEN for name in missing):
             raise RuntimeError(f"{entry.path} does not fit the model: missing {missing}, unexpected {unexpected}")
@@ -124,7 +112,7 @@ def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: in
 
 def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Entry:
     """Name the place of one measured cell; no network is read for that."""
-    profile, is_learned = pair.profile, learns((aggregator, schedule))
+    profile = pair.profile
     depends = {
         "recipe": RECIPE_STAGE_2,
         "networks": [pair.expensive.entry.key, pair.cheap.entry.key],
@@ -134,18 +122,14 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "test": videos_key(profile, split, runs=pair.runs),
         "compiled": profile.loading.compiled,
     }
-    if is_learned:
+    if learns((aggregator, schedule)):
         depends["training"] = training_facts(profile.aggregator_training, profile.engine)
         depends["train"] = videos_key(profile, "train", runs=pair.runs)
         depends |= {"seed": seed, "view_seed": profile.backbone_training.seed}
         if pair.pretrained is not None:
-            depends["pretrained"] = _pretrained_entry(pair, aggregator, schedule, seed).key
+            depends["pretrained"] = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT).key
     label = f"{aggregator}-L{pair.clip_frames}-{schedule.count('E')}E{schedule.count('C')}C-seed{seed}"
     return Entry(profile.name, "aggregators", label, depends, pair.runs)
-
-
-def _pretrained_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int) -> Entry:
-    return aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT)
 
 
 def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> None:
@@ -156,17 +140,17 @@ def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int,
             return asdict(evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split))
         start = None
         if pair.pretrained is not None:
-            kept = load_file(_pretrained_entry(pair, aggregator, schedule, seed).path / "weights.safetensors")
+            before = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT)
+            kept = load(before.read())
             start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
         model, loss = train_aggregator(pair, aggregator, schedule, seed, folder=entry.path, start=start)
         learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
-        if find_ranks().is_main_process:
-            write_whole(entry.path / "weights.safetensors", save(learned))
+        write_whole(entry.path / "weights.safetensors", save(learned))
         return {**asdict(evaluate(model, pair, split)), "train_loss": loss}
 
     with limited_threads(1):
-        complete_together(entry, make)
-    (entry.path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
+        entry.complete(make)
+    remove_checkpoints(entry.path)  # only now: a record may not come to be written
 
 
 @torch.inference_mode()
@@ -174,8 +158,12 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
     """Score every video of a split from its features."""
     from sklearn.metrics import f1_score  # here, since it takes a second and stored results need it no more
 
-    features = pair.open(split, len(model.schedule))
-    logits = _score(model, features, pair.profile.aggregator_training.batch_videos)
+    features, device = pair.open(split, len(model.schedule)), find_ranks().device
+    if device.type != "cpu":
+        model = copy.deepcopy(model).to(device)  # the networks in it are others' too
+    asked = _all_clips(features, pair.profile.aggregator_training.batch_videos)
+    scored = features.read_each(asked, model.schedule)
+    logits = torch.cat([model.from_features([each.to(device) for each in maps]).cpu() for maps in scored])
     video1, video5 = (accuracy_percent(logits, features.targets, top=top) for top in (1, 5))
     said, targets, census = logits.argmax(-1), features.targets, pair.census(split)
     classes = range(logits.shape[-1])
@@ -190,19 +178,7 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
     )
 
 
-def _score(model: Faster, features: StoredFeatures | LiveFeatures, batch_videos: int) -> torch.Tensor:
-    """Give the scores of all videos, in order: (videos, num_classes). Each rank computes every so many-th batch."""
-    ranks, found = find_ranks(), []
-    if ranks.device.type != "cpu":
-        model = copy.deepcopy(model).to(ranks.device)  # the networks in it are others' too
-    requests = list(enumerate(_all_clips(features, batch_videos)))[ranks.process_index :: ranks.num_processes]
-    maps_of = features.read_each((request for _, request in requests), model.schedule)
-    for (number, _), maps in zip(requests, maps_of, strict=True):
-        found.append((number, model.from_features([each.to(ranks.device) for each in maps]).cpu()))
-    return torch.cat([logits for _, logits in sorted(gather_object(found), key=lambda scored: scored[0])])
-
-
-def _all_clips(features: StoredFeatures | LiveFeatures, batch_videos: int) -> Iterator[Request]:
+def _all_clips(features: Features, batch_videos: int) -> Iterator[Request]:
     """Ask for all clips of the first view of all videos."""
     for videos in torch.arange(len(features.targets)).split(batch_videos):
         yield videos, torch.zeros_like(videos), torch.arange(features.num_clips).expand(len(videos), -1)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry
-from faster_lib.training.loop import complete_together, find_ranks, limited_threads, tell_all
+from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, limited_threads, shown, tell_all
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 
@@ -37,7 +38,7 @@ def features_entry(profile: Profile, backbone: TrainedBackbone, split: str, num_
         "network": backbone.entry.key,
         "videos": videos_key(profile, split, runs=backbone.entry.runs),
         "num_clips": num_clips,
-        "views": _views(profile, split),
+        "views": profile.aggregator_training.views if split == "train" else 0,
         "seed": profile.backbone_training.seed,
         "decoder": DECODER,
         "transform": RECIPE_TRANSFORM,
@@ -45,7 +46,7 @@ def features_entry(profile: Profile, backbone: TrainedBackbone, split: str, num_
         "mixed_precision": profile.engine.mixed_precision,
         "compiled": profile.loading.compiled,
     }
-    label = f"{backbone.label}-N{num_clips}-{split}"
+    label = f"{backbone.entry.label}-N{num_clips}-{split}"
     return Entry(profile.name, "features", label, depends, backbone.entry.runs)
 
 
@@ -54,7 +55,8 @@ class FeaturePair:
 
     def __init__(self, profile: Profile, expensive: TrainedBackbone, cheap: TrainedBackbone, *, runs: Path = RUNS):
         self.profile, self.expensive, self.cheap, self.runs = profile, expensive, cheap, runs
-        self._opened: dict[tuple[str, int], StoredFeatures | LiveFeatures] = {}  # goes along to other processes
+        self._opened: dict[tuple[str, int], Features] = {}  # goes along to other processes, as does
+        self._censuses: dict[str, Census] = {}
 
     @property
     def clip_frames(self) -> int:
@@ -69,10 +71,8 @@ class FeaturePair:
     @cached_property
     def pretrained(self) -> "FeaturePair | None":
         """The pair that this one started from, in the profile that it is pre-trained in."""
-        if self.profile.pretraining is None:
-            return None
-        networks = (self.expensive.pretrained, self.cheap.pretrained)
-        return FeaturePair(load_profile(self.profile.pretraining.profile), *networks, runs=self.runs)
+        first, networks = self.profile.pretraining, (self.expensive.pretrained, self.cheap.pretrained)
+        return first and FeaturePair(load_profile(first.profile), *networks, runs=self.runs)
 
     def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
         """Compute what is missing of some splits' feature maps, with N clips a video for each N, and verify all.
@@ -83,25 +83,20 @@ class FeaturePair:
             for num_clips in (clips if split != "train" else ()) or [self.num_clips]:
                 self.open(split, num_clips)
 
-    def open(self, split: str, num_clips: int | None = None) -> "StoredFeatures | LiveFeatures":
+    def open(self, split: str, num_clips: int | None = None) -> "Features":
         """Give what reads a split's feature maps; N is as many as fit the profile's frames unless asked otherwise."""
         key = (split, num_clips or self.num_clips)
         if key not in self._opened:
-            self._opened[key] = self._open(*key)
+            what = (self.profile, (self.expensive, self.cheap), *key)
+            is_stored = self.profile.loading.features == "stored"
+            self._opened[key] = StoredFeatures(extract_features(*what)) if is_stored else LiveFeatures(*what)
         return self._opened[key]
-
-    def _open(self, split: str, num_clips: int) -> "StoredFeatures | LiveFeatures":
-        backbones = (self.expensive, self.cheap)
-        if self.profile.loading.features == "stored":
-            return StoredFeatures(extract_features(self.profile, backbones, split, num_clips))
-        entries = [features_entry(self.profile, backbone, split, num_clips) for backbone in backbones]
-        depends = {"scales": [entry.key for entry in entries]}
-        scales = Entry(self.profile.name, "features", f"scales-{entries[0].label}", depends, self.runs)
-        return LiveFeatures(backbones, _clips(self.profile, self.expensive, split, num_clips), self.profile, scales)
 
     def census(self, split: str) -> Census:
         """Count a split's videos: expected by its lists, used, missing, corrupt."""
-        return load_videos(self.profile, split, runs=self.runs).census
+        if split not in self._censuses:
+            self._censuses[split] = load_videos(self.profile, split, runs=self.runs).census
+        return self._censuses[split]
 
     @cached_property
     def scales(self) -> tuple[float, float]:
@@ -113,20 +108,38 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
     """Compute a split's feature maps by some networks, unless they are there; missing and damaged shards alone.
 
     A video is decoded once for all networks. The training split has `views` random samplings of N clips, the others one
-    uniform sampling. Several ranks share the shards out.
+    uniform sampling. Several ranks share the shards out; on a CPU each rank makes some side by side, by one thread
+    each, so that their number changes no result.
 
     Raises: OSError if they do not fit the disk.
     """
-    entries = [features_entry(profile, backbone, split, num_clips) for backbone in backbones]
+    entries, ranks = [features_entry(profile, backbone, split, num_clips) for backbone in backbones], find_ranks()
 
-    def make() -> dict[str, int]:
-        clips = _clips(profile, backbones[0], split, num_clips)
-        _extract(backbones, entries, clips, profile)
+    def make() -> dict[str, int]:  # for all entries, when the first one asks
+        clips, missing = _clips(profile, backbones[0], split, num_clips), defaultdict(list)
+        for place, entry in enumerate(entries):
+            entry.path.mkdir(parents=True, exist_ok=True)
+            for videos in find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos):
+                missing[videos].append(place)
+        missing, sizes, networks = tell_all(missing), [], {}
+        for place in sorted({place for places in missing.values() for place in places}):
+            count = sum(len(videos) for videos, places in missing.items() if place in places)
+            shape = map_shape(backbones[place].network, clips.clip_frames, clips.data.crop_px)
+            sizes.append((count, max(clips.views, 1), num_clips, *shape, 2))
+            networks[place] = freeze(backbones[place].network, profile)
+        check_disk(entries[0].path, sizes)
+        mine = list(missing.items())[ranks.process_index :: ranks.num_processes]
+        jobs = [([(networks[n], entries[n].path) for n in places], clips, videos, profile) for videos, places in mine]
+        workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
+        title = f"extract {' and '.join(entry.label for entry in entries)}"
+        if missing:
+            with at_own_pace(entries[0]):
+                run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **shown(ranks.is_main_process))
         return {"videos": len(clips)}
 
     for entry in entries:
         drop_damaged(entry)
-    for entry in entries:  # the first one makes the shards of all
+    for entry in entries:
         complete_together(entry, make)
     return entries
 
@@ -137,44 +150,9 @@ def _clips(profile: Profile, backbone: TrainedBackbone, split: str, num_clips: i
         profile.data,
         clip_frames=backbone.clip_frames,
         num_clips=num_clips,
-        views=_views(profile, split),
+        views=profile.aggregator_training.views if split == "train" else 0,
         seed=profile.backbone_training.seed,
     )
-
-
-def _views(profile: Profile, split: str) -> int:
-    return profile.aggregator_training.views if split == "train" else 0
-
-
-def _extract(
-    backbones: Sequence[TrainedBackbone], entries: Sequence[Entry], clips: VideoClips, profile: Profile
-) -> None:
-    """Compute this rank's share of the missing shards.
-
-    On a CPU they are made side by side, each with one thread, so that their number changes no result.
-    """
-    ranks, missing = find_ranks(), {}
-    for place, entry in enumerate(entries):
-        entry.path.mkdir(parents=True, exist_ok=True)
-        for videos in tell_all(find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos)):
-            missing.setdefault(videos, []).append(place)
-    if not missing:
-        return
-    sizes = []
-    for place, backbone in enumerate(backbones):  # videos × views × clips × the sizes of a map × bytes of a number
-        count = sum(len(videos) for videos in missing if place in missing[videos])
-        shape = map_shape(backbone.network, clips.clip_frames, clips.data.crop_px)
-        sizes.append((count, max(clips.views, 1), clips.num_clips, *shape, 2))
-    check_disk(entries[0].path, sizes)
-    networks = [freeze(backbone.network, profile) for backbone in backbones]
-    jobs = [
-        ([(networks[place], entries[place].path) for place in places], clips, videos, profile)
-        for videos, places in list(missing.items())[ranks.process_index :: ranks.num_processes]
-    ]
-    title = f"extract {' and '.join(entry.label for entry in entries)}"
-    workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
-    quiet = {} if ranks.is_main_process else {"disable": True}  # False would overrule TQDM_DISABLE
-    run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **quiet)
 
 
 def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:
@@ -210,40 +188,41 @@ def compute_features(networks: Sequence[ClipNetwork], views: torch.Tensor, mixed
     return [features.unflatten(0, views.shape[:2]) for features in maps]
 
 
-def _write_shards(
-    wanted: Sequence[tuple[ClipNetwork, Path]], clips: VideoClips, videos: range, profile: Profile
-) -> None:
+def _compute_each(
+    networks: Sequence[ClipNetwork], clips: VideoClips, videos: Iterable[int], profile: Profile
+) -> Iterator[list[torch.Tensor]]:
+    """Compute the feature maps of one video after the other, by one thread; beside a GPU others decode ahead."""
     keep_freed_memory()
-    networks, folders = zip(*wanted, strict=True)
-    with limited_threads(1):
-        features, targets = [[] for _ in wanted], []
-        for item in decode(clips, videos, _decoders(profile, networks[0])):
+    workers = profile.loading.workers if next(networks[0].parameters()).is_cuda else 0
+    for item in decode(clips, videos, workers):
+        with limited_threads(1):
             maps = compute_features(networks, item.clips, profile.engine.mixed_precision)
-            for kept, computed in zip(features, maps, strict=True):
-                kept.append(computed.cpu())
-            targets.append(item.target)
-        for kept, folder in zip(features, folders, strict=True):
-            sums = torch.stack([_square_sum(maps) for maps in kept])
-            write_shard(
-                folder, videos, {"features": torch.stack(kept), "targets": torch.tensor(targets), "square_sums": sums}
-            )
-
-
-def _decoders(profile: Profile, network: ClipNetwork) -> int:
-    """Give how many threads decode for one that computes: those of the profile beside a GPU, none on a CPU."""
-    return profile.loading.workers if next(network.parameters()).is_cuda else 0
+        yield maps
 
 
 def _square_sum(features: torch.Tensor) -> torch.Tensor:
-    """Add up the squares of one video's features, in double precision."""
     return features.double().square().sum().cpu()
 
 
-class StoredFeatures:
-    """The feature maps of a split's videos by both networks, in shards that have been verified.
+def _scale_of(square_sums: torch.Tensor, numbers: int) -> float:
+    """Give the factor that brings features to a mean square of 1: of each video, the sum of squares and how many."""
+    return (square_sums.sum() / (len(square_sums) * numbers)).rsqrt().item()
 
-    Args:
-        entries: the expensive and the cheap network's.
+
+def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, videos: range, profile: Profile) -> None:
+    networks, folders = zip(*wanted, strict=True)
+    with limited_threads(1):
+        maps = [[each.cpu() for each in found] for found in _compute_each(networks, clips, videos, profile)]
+        targets = torch.tensor([clips.videos.videos[video].target for video in videos])
+        for kept, folder in zip(zip(*maps, strict=True), folders, strict=True):
+            sums = torch.stack([_square_sum(each) for each in kept])
+            write_shard(folder, videos, {"features": torch.stack(kept), "targets": targets, "square_sums": sums})
+
+
+class StoredFeatures:
+    """The feature maps of a split's videos by the expensive and the cheap network, in shards that have been verified.
+
+    Shape: a request for n clips of B videos -> n maps (B, C, l, h, w) float32, the first clip's first
     """
 
     def __init__(self, entries: Sequence[Entry]):
@@ -252,59 +231,53 @@ class StoredFeatures:
         self.num_views, self.num_clips = self.stores["E"].shape[:2]
 
     def read_each(self, requests: Iterable[Request], schedule: Schedule) -> Iterator[list[torch.Tensor]]:
-        """Read some clips' maps of some videos for each request, each by the network that sees the clip.
-
-        Shape: -> n maps (B, C, l, h, w) float32, the first clip's first; half precision turned to single
-        """
+        """Read some clips' maps of some videos for each request, each by the network that sees the clip."""
         for videos, views, clips in requests:
-            found: dict[int, torch.Tensor] = {}
-            for letter, places in _places(schedule, clips.shape[1]).items():
+            seen, found = schedule[: clips.shape[1]], {}
+            for letter in set(seen):
+                places = [t for t, own in enumerate(seen) if own == letter]
                 maps = self.stores[letter].read(videos, views, clips[:, places])
                 found |= zip(places, maps.unbind(1), strict=True)
-            yield [found[t] for t in range(clips.shape[1])]
+            yield [found[t] for t in range(len(seen))]
 
     @property
     def scales(self) -> tuple[float, float]:
         """By which the maps of (expensive, cheap) are multiplied to have a mean square of 1."""
-        return tuple(_scale_of(store.square_sums, store.shape) for store in self.stores.values())
+        return tuple(_scale_of(store.square_sums, math.prod(store.shape)) for store in self.stores.values())
 
 
 class LiveFeatures:
-    """The feature maps of a split's videos, computed whenever they are asked for, and not kept.
+    """The feature maps of a split's videos, computed on this rank's device whenever they are asked for, and not kept.
 
     They are those that a store would hold, to the bit on a CPU. For that all clips of all views of a video are computed
     together, as for a store, whichever are asked for: a batch of another size has other last digits.
 
-    Args:
-        entry: where the scales are kept, which need all videos once.
+    Shape: as `StoredFeatures`; no maps for a request of no videos
     """
 
-    def __init__(self, backbones: Sequence[TrainedBackbone], clips: VideoClips, profile: Profile, entry: Entry):
-        keep_freed_memory()
-        self.clips, self.profile, self.entry = clips, profile, entry
-        self.targets = torch.tensor([video.target for video in clips.videos.videos])
-        self.num_views, self.num_clips = max(clips.views, 1), clips.num_clips
+    def __init__(self, profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int):
+        self.profile, self.clips = profile, _clips(profile, backbones[0], split, num_clips)
+        self.targets = torch.tensor([video.target for video in self.clips.videos.videos])
+        self.num_views, self.num_clips = max(self.clips.views, 1), num_clips
         self.networks = {letter: freeze(b.network, profile) for letter, b in zip("EC", backbones, strict=True)}
-        shapes = [map_shape(b.network, clips.clip_frames, profile.data.crop_px) for b in backbones]
-        self.no_maps = {letter: torch.empty(0, *shape) for letter, shape in zip("EC", shapes, strict=True)}
+        entries = [features_entry(profile, backbone, split, num_clips) for backbone in backbones]
+        depends = {"scales": [entry.key for entry in entries]}
+        self.entry = Entry(profile.name, "features", f"scales-{entries[0].label}", depends, entries[0].runs)
 
     def read_each(self, requests: Iterable[Request], schedule: Schedule) -> Iterator[list[torch.Tensor]]:
-        """Compute what `StoredFeatures.read_each` reads, on this rank's device."""
+        """Compute what `StoredFeatures.read_each` reads."""
+        letters = [letter for letter in "EC" if letter in schedule]
         requests, ahead = itertools.tee(requests)
-        wanted = (video for videos, *_ in ahead for video in videos.tolist())
-        decoded = decode(self.clips, wanted, _decoders(self.profile, self.networks["E"]))
+        computed = self._compute((video for videos, *_ in ahead for video in videos.tolist()), letters)
         for videos, views, clips in requests:
-            asked, rows = _places(schedule, clips.shape[1]), []
-            for row, item in enumerate(itertools.islice(decoded, len(videos))):
-                computed = zip(asked.values(), self._compute(item.clips, [*asked]), strict=True)
-                rows.append({t: m[views[row], clips[row, t]] for places, m in computed for t in places})
-            seen = enumerate(schedule[: clips.shape[1]])
-            yield [torch.stack([row[t] for row in rows]).float() if rows else self.no_maps[own] for t, own in seen]
+            rows = []
+            for maps, view, chosen in zip(itertools.islice(computed, len(videos)), views, clips, strict=True):
+                by = dict(zip(letters, maps, strict=True))
+                rows.append([by[own][view, clip] for own, clip in zip(schedule, chosen, strict=False)])
+            yield [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
 
-    def _compute(self, views: torch.Tensor, letters: Sequence[str]) -> list[torch.Tensor]:
-        with limited_threads(1):
-            networks = [self.networks[letter] for letter in letters]
-            return compute_features(networks, views, self.profile.engine.mixed_precision)
+    def _compute(self, videos: Iterable[int], letters: Sequence[str]) -> Iterator[list[torch.Tensor]]:
+        return _compute_each([self.networks[letter] for letter in letters], self.clips, videos, self.profile)
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -315,21 +288,12 @@ class LiveFeatures:
     def _find_scales(self) -> dict[str, list[float]]:
         ranks = find_ranks()
         mine = range(ranks.process_index, len(self.clips), ranks.num_processes)
-        sums, shapes = torch.zeros(2, len(self.clips), dtype=torch.float64), []
-        decoded = decode(self.clips, mine, _decoders(self.profile, self.networks["E"]))
-        for video, item in zip(mine, decoded, strict=True):
-            maps = self._compute(item.clips, "EC")
-            sums[:, video], shapes = torch.stack([_square_sum(each) for each in maps]), [each.shape for each in maps]
+        sums, numbers = torch.zeros(2, len(self.clips), dtype=torch.float64), [1, 1]
+        with at_own_pace(self.entry):
+            for video, maps in zip(mine, self._compute(mine, "EC"), strict=True):
+                sums[:, video], numbers = torch.stack([_square_sum(each) for each in maps]), [m.numel() for m in maps]
         sums = sum(gather_object([sums]))  # each video's is that of one rank, and 0 in the others
-        return {"scales": [_scale_of(part, shape) for part, shape in zip(sums, shapes, strict=True)]}
+        return {"scales": [_scale_of(part, number) for part, number in zip(sums, numbers, strict=True)]}
 
 
-def _places(schedule: Schedule, num_clips: int) -> dict[str, list[int]]:
-    """Give the places of the clips that each network sees, for those networks that see some."""
-    seen = schedule[:num_clips]
-    return {letter: [t for t, own in enumerate(seen) if own == letter] for letter in "EC" if letter in seen}
-
-
-def _scale_of(square_sums: torch.Tensor, shape: Sequence[int]) -> float:
-    """Give the factor that brings features to a mean square of 1, from the sum of squares of each video's."""
-    return (square_sums.sum() / (len(square_sums) * math.prod(shape))).rsqrt().item()
+Features = StoredFeatures | LiveFeatures

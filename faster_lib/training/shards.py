@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from faster_lib.store import Entry, write_whole
-from faster_lib.training.loop import find_ranks, tell_all
+from faster_lib.store import Entry, has_hash, write_whole
+from faster_lib.training.ranks import at_own_pace, find_ranks, tell_all
 
 log = logging.getLogger(__name__)
 
@@ -60,35 +60,26 @@ def drop_damaged(entry: Entry) -> None:
     Every shard is read for that once a process, unless it has changed since. Several ranks share them out.
     """
     ranks = find_ranks()
-    for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
-        if shard.path.is_file():
-            about = shard.path.stat()
-            if not _has_hash(shard.path, shard.sha256, about.st_size, about.st_mtime_ns):
+    with at_own_pace(entry):
+        for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
+            if not has_hash(shard.path, shard.sha256):
                 log.warning("%s is damaged; its features are computed again", shard.path)
                 shard.path.unlink(missing_ok=True)
-    ranks.wait_for_everyone()
-    if ranks.is_main_process and entry.is_complete:
-        videos = entry.record["measures"]["videos"]
-        if gaps := find_gaps(list_shards(entry.path), videos, videos):
-            for gap in gaps:
+    with suppress(ValueError):  # a damaged record is mended later
+        if ranks.is_main_process and entry.is_complete:
+            videos = entry.record["measures"]["videos"]
+            for gap in find_gaps(list_shards(entry.path), videos, videos):
                 log.warning("%s lacks videos %d to %d; they are computed again", entry.path, gap[0], gap[-1])
-            (entry.path / "record.json").unlink(missing_ok=True)
+                (entry.path / "record.json").unlink(missing_ok=True)
     ranks.wait_for_everyone()
-
-
-@cache
-def _has_hash(path: Path, sha256: str, *_as_long_as: int) -> bool:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest().startswith(sha256)
 
 
 class ShardReader:
     """One network's shards. No file is open but while it is read, and no more of it is read than is asked for."""
 
     def __init__(self, folder: Path):
-        self.shards = list_shards(folder)
+        self.shards, kept = list_shards(folder), []
         self.stops = torch.tensor([shard.videos.stop for shard in self.shards])
-        kept = []
         for shard in self.shards:
             with safe_open(shard.path, "pt") as file:
                 kept.append((file.get_tensor("targets"), file.get_tensor("square_sums")))
@@ -109,10 +100,7 @@ class ShardReader:
 
 
 def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:
-    """See whether files of these sizes, each a product, fit the disk on which a folder lies.
-
-    Raises: OSError if they do not, with the arithmetic.
-    """
+    """Raise OSError if files of these sizes, each a product, do not fit the disk on which a folder lies."""
     needed, free = sum(map(math.prod, sizes)), shutil.disk_usage(folder).free
     if needed > free:
         products = " + ".join(" × ".join(map(str, size)) for size in sizes)

@@ -2,7 +2,9 @@
 
 import copy
 import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,47 +24,31 @@ from faster_lib.models.clips import check_clip_frames, normalise
 from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
-from faster_lib.store import Entry, write_whole
-from faster_lib.training.loop import (
-    CHECKPOINT,
-    Task,
-    complete_together,
-    find_ranks,
-    limited_threads,
-    run_training,
-    seeded,
-    training_facts,
-)
+from faster_lib.store import BEGUN, Entry, write_whole
+from faster_lib.training.loop import CHECKPOINT, Task, remove_checkpoints, run_training, training_facts
+from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 
 log = logging.getLogger(__name__)
 
+LIST = "videos.txt"  # in the folder of a training: the real videos that it was begun on
 RECIPE_STAGE_1 = 4  # raised whenever the same profile would train another network
 
 
 @dataclass(frozen=True)
 class TrainedBackbone:
-    """A clip network of a profile, and the place of its weights. Naming it does no work; `network` reads the weights.
-
-    Args:
-        pretrained: the network that it starts from, all but the classifier.
-    """
+    """A clip network of a profile, and the place of its weights. Naming it does no work; `network` reads them."""
 
     profile: Profile
     name: str
     clip_frames: int
     entry: Entry
-    pretrained: "TrainedBackbone | None" = None
-
-    @property
-    def label(self) -> str:
-        """A short name for readers and paths, such as r2d_26-L8."""
-        return self.entry.label
+    pretrained: "TrainedBackbone | None" = None  # the one that it starts from, all but the classifier
 
     @cached_property
     def network(self) -> ClipNetwork:
         """The trained network, frozen and in eval mode."""
         network = build_network(self.profile, self.name)
-        network.load_state_dict(load((self.entry.path / "weights.safetensors").read_bytes()))
+        network.load_state_dict(load(self.entry.read()))
         return network.eval().requires_grad_(False)
 
     @property
@@ -73,7 +59,7 @@ class TrainedBackbone:
     @property
     def weights_sha256(self) -> str:
         """Hash of the file of weights."""
-        return hashlib.sha256((self.entry.path / "weights.safetensors").read_bytes()).hexdigest()
+        return hashlib.sha256(self.entry.read()).hexdigest()
 
 
 def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> TrainedBackbone:
@@ -83,9 +69,8 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         weight file that the profile starts from.
     """
     check_clip_frames(clip_frames)
-    before = None
-    if profile.pretraining is not None:
-        before = name_backbone(load_profile(profile.pretraining.profile), name, clip_frames, runs=runs)
+    first = profile.pretraining and load_profile(profile.pretraining.profile)
+    before = first and name_backbone(first, name, clip_frames, runs=runs)
     depends = {
         "recipe": RECIPE_STAGE_1,
         "network": name,
@@ -95,7 +80,7 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         "training": training_facts(profile.backbone_training, profile.engine),
         "videos": videos_key(profile, profile.backbone_training.split, runs=runs),
         "clips": clips_key_facts(profile),
-        "start": _start_facts(profile, name),
+        "start": _start_facts(start_of(profile, name)),
         "pretrained": before and before.entry.key,
     }
     entry = Entry(profile.name, "networks", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
@@ -107,15 +92,13 @@ def start_of(profile: Profile, name: str) -> str | None:
 
     A relative file lies in `data/`, or in the folder that `FASTER_DATA` names.
     """
-    networks = profile.networks
-    starts = {networks.cheap: networks.cheap_weights, networks.expensive: networks.expensive_weights}
-    weights = starts.get(name)
+    pair = profile.networks
+    weights = {pair.cheap: pair.cheap_weights, pair.expensive: pair.expensive_weights}.get(name)
     return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
 
 
-def _start_facts(profile: Profile, name: str) -> list[Any] | str | None:
+def _start_facts(weights: str | None) -> list[Any] | str | None:
     """Tell a start from others without reading it: a file by its name, size and time."""
-    weights = start_of(profile, name)
     if weights is None or not is_weight_file(weights):
         return weights
     about = Path(weights).stat()
@@ -124,9 +107,8 @@ def _start_facts(profile: Profile, name: str) -> list[Any] | str | None:
 
 def build_network(profile: Profile, name: str) -> ClipNetwork:
     """Build a network as it is before its training; its weights depend on the profile's seed alone."""
-    return seeded(
-        profile.backbone_training.seed, build_backbone, name, profile.data.num_classes, profile.networks.width
-    )
+    data, networks = profile.data, profile.networks
+    return seeded(profile.backbone_training.seed, build_backbone, name, data.num_classes, networks.width)
 
 
 def train_backbone(
@@ -150,22 +132,53 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            network, measures = _train(
-                trained, load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
-            )
-            content = save({key: _compact(value) for key, value in network.state_dict().items()})
+            videos = load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
+            _freeze_list(trained, videos)
+            network, measures = _train(trained, videos)
+            state = {key: _compact(value) for key, value in network.state_dict().items()}
+            if not all(value.isfinite().all() for value in state.values()):
+                raise FloatingPointError(f"a weight of {trained.entry.label} is too large for half precision")
+            content = save(state)
         if find_ranks().is_main_process:
             write_whole(path / "weights.safetensors", content)
         return measures
 
     complete_together(trained.entry, make)
-    (path / CHECKPOINT).unlink(missing_ok=True)  # only now: a record may not come to be written
+    remove_checkpoints(path)  # only now: a record may not come to be written
     return trained
 
 
 def _compact(value: torch.Tensor) -> torch.Tensor:
     """Halve the matrices; what batch norm keeps stays in full precision."""
     return (value.half() if value.ndim > 1 else value).contiguous()
+
+
+def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
+    """Keep the list of real videos beside the checkpoint, and see whether the training was begun on another list.
+
+    Raises: ValueError, naming videos, if it was, and is not finished.
+    """
+    profile, entry = trained.profile, trained.entry
+    if profile.scene is not None or (entry.path / CHECKPOINT).is_file():
+        return
+    names = [f"split {profile.backbone_training.split}, fold {profile.data.fold}\n"]
+    names += [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
+    for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
+        try:
+            before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
+            kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
+            continue
+        is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
+        if is_same and (begun.parent / CHECKPOINT).is_file():
+            changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
+            raise ValueError(
+                f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
+                f"({len(changed)} in all; where none, a file or another split of the index has changed). Bring these "
+                "videos back and index them again, or remove that folder to train from the beginning"
+            )
+    if find_ranks().is_main_process:
+        write_whole(entry.path / LIST, "".join(names).encode())
 
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
@@ -176,14 +189,22 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
     if trained.pretrained is not None:
         before = trained.pretrained.network.state_dict()
         network.load_state_dict({k: v for k, v in before.items() if not k.startswith("classifier.")}, strict=False)
+    batch_videos = count_batch_videos(settings, clip_frames)
+    form = {"clip_frames": clip_frames, "clips_per_video": settings.clips_per_video, "seed": settings.seed}
+    clips = RandomClips(videos, profile.data, **form)
+
+    def load_from(first: int, mine: Sequence[int], parts: int) -> Iterator[Batch]:
+        form = {"batch_videos": batch_videos, "first": first, "iterations": settings.iterations, "seed": settings.seed}
+        return load_batches(clips, EpochDraws(len(videos), **form, mine=mine, parts=parts), profile.loading.workers)
+
     task = Task(
         folder=trained.entry.path,
         settings=settings,
         engine=profile.engine,
         steps=settings.iterations,
-        batch_samples=count_batch_videos(settings, clip_frames) * settings.clips_per_video,
+        batch_samples=batch_videos * settings.clips_per_video,
         seed=settings.seed,
-        batches=lambda first, mine, parts: _load_batches(videos, profile, clip_frames, first, mine, parts),
+        batches=load_from,
         compute=lambda network, batch: _compute(network, batch, profile, clip_frames),
         check=lambda skipped, so_far: check_skipped(skipped, so_far, videos, profile.data.most_unreadable_share),
     )
@@ -222,25 +243,6 @@ def check_skipped(
             f"{unreadable} of {census.expected} videos cannot be read, more than data.most_unreadable_share, "
             f"which is {most_share}; the last: {list(so_far.values())[-1]}"
         )
-
-
-def _load_batches(
-    videos: VideoList, profile: Profile, clip_frames: int, first: int, mine: Sequence[int], parts: int
-) -> Iterator[Batch]:
-    settings = profile.backbone_training
-    clips = RandomClips(
-        videos, profile.data, clip_frames=clip_frames, clips_per_video=settings.clips_per_video, seed=settings.seed
-    )
-    draws = EpochDraws(
-        len(videos),
-        batch_videos=count_batch_videos(settings, clip_frames),
-        first=first,
-        iterations=settings.iterations,
-        seed=settings.seed,
-        mine=mine,
-        parts=parts,
-    )
-    return load_batches(clips, draws, profile.loading.workers)
 
 
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:

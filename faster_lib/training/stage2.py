@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +14,9 @@ from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import AggregatorTraining
-from faster_lib.training.features import FeaturePair, LiveFeatures, Request, StoredFeatures
-from faster_lib.training.loop import Task, run_training, seeded
+from faster_lib.training.features import FeaturePair, Features, Request
+from faster_lib.training.loop import Task, run_training
+from faster_lib.training.ranks import find_ranks, seeded
 
 FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 
@@ -45,7 +46,7 @@ def train_aggregator(
     folder: Path,
     start: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Faster, float]:
-    """Train an aggregator and its classifier (stage 2) on the features of the frozen networks.
+    """Train an aggregator and its classifier (stage 2) on the features of the frozen networks, in this process alone.
 
     Args:
         start: weights of an aggregator that was trained before, on the features of another profile.
@@ -53,13 +54,20 @@ def train_aggregator(
     Returns: the model in eval mode, its aggregator in the fast form, and the mean training loss of the last epoch.
     Source: FASTER, "Setups for learning to aggregate".
     """
-    settings = pair.profile.aggregator_training
-    train = pair.open("train")
+    settings, train = pair.profile.aggregator_training, pair.open("train")
     steps = math.ceil(len(train.targets) / settings.batch_videos)
     model = seeded(seed, build_faster, pair, name, schedule)
     if start is not None:
         model.aggregator.load_state_dict(start)
     model.aggregator = fast_form(model.aggregator)
+    learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
+    device = find_ranks().device
+
+    def read_batches(first: int, mine: Sequence[int], parts: int) -> Iterator[_Drawn]:
+        requests, ahead = itertools.tee(_draw_batches(train, settings, len(schedule), seed, first, mine, parts))
+        for (videos, *_), maps in zip(requests, train.read_each(ahead, schedule), strict=True):
+            yield _Drawn(maps, train.targets[videos])
+
     task = Task(
         folder=folder,
         settings=settings,
@@ -67,12 +75,12 @@ def train_aggregator(
         steps=settings.epochs * steps,
         batch_samples=min(settings.batch_videos, len(train.targets)),
         seed=seed,
-        batches=lambda first, mine, parts: _read_batches(train, schedule, settings, seed, first, mine, parts),
-        compute=_compute,
+        batches=read_batches,
+        compute=lambda _, drawn: (model.from_features([m.to(device) for m in drawn.maps]), drawn.targets.to(device)),
         kept_losses=steps,
-        is_quiet=True,
+        is_shared=False,
     )
-    losses = run_training(_FromFeatures(model), task)["last_losses"]
+    losses = run_training(learned, task)["last_losses"]
     return model.cpu().eval(), sum(losses) / len(losses)
 
 
@@ -83,38 +91,8 @@ class _Drawn(NamedTuple):
     targets: torch.Tensor
 
 
-class _FromFeatures(nn.Module):
-    """What stage 2 trains of a Faster, without the frozen networks: it takes feature maps and gives scores.
-
-    Shape: N maps (B, C, l, h, w) -> (B, num_classes)
-    Source: Fig. 2.
-    """
-
-    def __init__(self, model: Faster):
-        super().__init__()
-        self.whole = (model,)  # in a tuple, where its parameters are not looked for
-        self.learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.whole[0].from_features(maps)
-
-
-def _compute(network: nn.Module, drawn: _Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    device = next(network.parameters()).device
-    return network([maps.to(device) for maps in drawn.maps]), drawn.targets.to(device)
-
-
-def _read_batches(
-    train: StoredFeatures | LiveFeatures, schedule: Schedule, settings: AggregatorTraining, *drawing: Any
-) -> Iterator[_Drawn]:
-    """Read what is drawn."""
-    requests, ahead = itertools.tee(_draw_batches(train, settings, len(schedule), *drawing))
-    for (videos, *_), maps in zip(requests, train.read_each(ahead, schedule), strict=True):
-        yield _Drawn(maps, train.targets[videos])
-
-
 def _draw_batches(
-    train: StoredFeatures | LiveFeatures,
+    train: Features,
     settings: AggregatorTraining,
     num_clips: int,
     seed: int,
@@ -122,18 +100,16 @@ def _draw_batches(
     mine: Sequence[int],
     parts: int,
 ) -> Iterator[Request]:
-    """Draw this rank's share of each batch from a step on; an epoch sees one view of each video."""
+    """Draw the parts of each batch from a step on; an epoch sees one view of each video."""
     videos, steps = len(train.targets), math.ceil(len(train.targets) / settings.batch_videos)
     for epoch in range(first // steps, settings.epochs):
         generator = generator_for(seed, epoch)
         order = torch.randperm(videos, generator=generator)
         for step, batch in enumerate(order.split(settings.batch_videos), start=epoch * steps):
             clips = draw_clips(len(batch), train.num_clips, num_clips, generator)
-            if step < first:
-                continue
             views = (batch + epoch) % train.num_views
-            for part in mine:
-                yield batch[part::parts], views[part::parts], clips[part::parts]
+            if step >= first:
+                yield from ((batch[part::parts], views[part::parts], clips[part::parts]) for part in mine)
 
 
 def draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: torch.Generator) -> torch.Tensor:

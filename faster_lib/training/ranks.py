@@ -1,0 +1,134 @@
+"""Several processes that work together: which this is, results that all make, waits that end, and signals."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from torch import nn
+
+from faster_lib.store import Entry, hold
+
+PATIENCE = timedelta(minutes=10)  # of ranks in a collective: longer waits go over file locks
+GRACE_SECONDS = 20.0  # after SIGTERM or SIGINT: enough for a step and a checkpoint, less than launchers give
+
+
+def find_ranks() -> PartialState:
+    """Find out how many processes work together, which of them this is, and on which device."""
+    is_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=is_cpu, timeout=PATIENCE)
+
+
+def tell_all(value: Any) -> Any:
+    """Give every rank the main one's value; all must call this."""
+    return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value
+
+
+def shown(is_shown: bool) -> dict[str, bool]:
+    """Give what a progress bar is told; not False, which would overrule TQDM_DISABLE."""
+    return {} if is_shown else {"disable": True}
+
+
+def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
+    """Have a result made by all ranks, unless it is there: `Entry.complete` for several processes.
+
+    The main rank holds the entry's lock, and what its `make` gives becomes the record once all ranks have made theirs.
+
+    Raises: RuntimeError if the ranks want different results; what `make` raises, in its rank and at once: a rank that
+        ends so breaks off what the others wait for.
+    """
+    ranks = find_ranks()
+    if len(names := set(gather_object([entry.path.name]))) > 1:
+        raise RuntimeError(f"the ranks see different videos or settings: here {entry.path}, in all {sorted(names)}")
+
+    def make_all() -> dict[str, Any]:
+        measures = make()
+        ranks.wait_for_everyone()  # so that no record is written after an error in another rank
+        return measures
+
+    if ranks.is_main_process:
+        entry.complete(lambda: tell_all("make") and make_all(), while_waiting=lambda: tell_all("wait"))
+        tell_all("made")
+    while not ranks.is_main_process and (said := tell_all(None)) != "made":
+        if said == "make":
+            make_all()
+
+
+@contextmanager
+def at_own_pace(entry: Entry) -> Iterator[None]:
+    """Let each rank take as long as it needs, and then wait for the others over their file locks."""
+    ranks = find_ranks()
+    locks = [entry.path.with_name(f"{entry.path.name}.rank{rank}.lock") for rank in range(ranks.num_processes)]
+    if len(locks) == 1:
+        yield
+        return
+    entry.path.parent.mkdir(parents=True, exist_ok=True)
+    with hold(locks[ranks.process_index], lambda: "another run"):
+        ranks.wait_for_everyone()
+        yield
+    for rank, lock in enumerate(locks):
+        hold(lock, lambda rank=rank: f"rank {rank}").lock.release()
+    ranks.wait_for_everyone()
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Let batch norm look at the clips of all ranks; ValueError on a CPU, where PyTorch has no such batch norm."""
+    if next(network.parameters()).is_cpu and any(isinstance(part, nn.BatchNorm3d) for part in network.modules()):
+        raise ValueError("several CPU processes cannot train batch norm together; use one process, or GPUs")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+@contextmanager
+def limited_threads(most: int) -> Iterator[int]:
+    """Let PyTorch use at most so many threads, and at least one, and tell how many; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, most)))
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def seeded(seed: int, build: Callable[..., Any], *arguments: Any) -> Any:
+    """Build a module whose initial weights depend on the seed alone, leaving the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*arguments)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """See that SIGTERM and SIGINT end this process, whatever it waits for, and that a second one ends it at once.
+
+    Python tells its handlers of a signal only between two steps of its own; of a byte in a socket it tells at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    came = []
+
+    def watch() -> None:
+        if first := ours.recv(1):  # nothing, at the end of the block
+            came.append(first)
+            ours.settimeout(GRACE_SECONDS)
+            with suppress(TimeoutError):
+                ours.recv(1)
+            os._exit(128 + first[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        yield
+    finally:
+        if not came:
+            signal.set_wakeup_fd(before)
+            theirs.close()
