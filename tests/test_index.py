@@ -6,6 +6,7 @@ import struct
 import time
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -22,12 +23,13 @@ from faster_lib.data.index import (
     load_videos,
     read_index,
     scan,
-    summarise,
     videos_key,
 )
 from faster_lib.data.lists import video_files
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile, parse_profile
+from workflow import index as command
+from workflow.index import summarise
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real videos, which are not in the repository")
@@ -335,21 +337,31 @@ def test_the_summary_counts_each_split_and_names_what_is_missing_corrupt_or_in_t
 def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     with pytest.raises(SystemExit, match=r"tiny.yaml is of generated videos"):
-        module.main(["--profile", "tiny"])
+        command.main(["--profile", "tiny"])
     monkeypatch.setattr("faster_lib.data.lists.DATA", tmp_path)
-    monkeypatch.setattr(module, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     with pytest.raises(SystemExit, match=r"data.root is 'tank_state', but .*tank_state is no folder"):
-        module.main(["--profile", "tank_state"])
+        command.main(["--profile", "tank_state"])
     for split, name in (("train", "h264.mp4"), ("val", "cut.avi"), ("val", "odd.mp4")):
         place = tmp_path / "tank_state" / split / "up" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes((odd / name).read_bytes())
-    module.main(["--profile", "tank_state"])
+    command.main(["--profile", "tank_state"])
     assert "unreadable: 1" in caplog.text and "index: " in caplog.text
     rows = read_index(tmp_path / "runs" / "tank_state" / "index.csv")
     assert [row[:4] for row in rows] == [
         ("train/up/h264.mp4", "up", 0, "train"), ("val/up/cut.avi", "up", 0, "val"), ("val/up/odd.mp4", "up", 0, "val")
     ]  # fmt: skip
+
+
+def test_an_index_is_read_once_however_often_it_is_asked_for_and_again_once_it_changes(tmp_path, monkeypatch):
+    table, opened, read = tmp_path / "index.csv", [], Path.read_bytes
+    module.write_index(table, [Indexed("a.mp4", "a", 0, "train", File(8))], ["a"])
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), read(path))[1])
+    assert [read_index(table) for _ in range(3)] == 3 * [[Indexed("a.mp4", "a", 0, "train", File(8))]]
+    assert opened == [table]
+    module.write_index(table, [Indexed("a.mp4", "a", 0, "train", File(9))], ["a"])
+    assert read_index(table)[0].file.frames == 9 and opened == [table, table]
 
 
 def small_profile(make_scene, make_data, *, fold=None, **changes):

@@ -4,14 +4,13 @@ Everything else reads only that file, and never opens a video that is missing or
 in a worker process that may abort or hang without harm. Generated videos have such a file in their folder.
 """
 
-import argparse
 import csv
 import hashlib
 import io
 import logging
 import multiprocessing
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as LimitReached
 from concurrent.futures import as_completed
@@ -28,7 +27,7 @@ from faster_lib.data.lists import Indexed, folder_of, list_videos, name_in
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
 from faster_lib.data.video import File, VideoError, probe_video
 from faster_lib.paths import RUNS
-from faster_lib.profiles import Profile, load_profile
+from faster_lib.profiles import Profile
 from faster_lib.store import Entry, hash_of, naming, remove_partials, write_whole
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,6 @@ _warn_once = lru_cache(log.warning)
 INDEX = "index.csv"
 TIME_LIMIT_SECONDS = 60.0  # for a file, and
 SECONDS_PER_MB = 5.0  # more for each megabyte: one core reads 100 frames of 340 x 256 in that time if it is slow
-_LENGTHS = (8, 16, 32)  # of clips, for which the summary counts the videos that are shorter. Source: Table 2
-_MOST_NAMED = 20  # of the unreadable and of the duplicate videos that the summary names
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
@@ -74,7 +71,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
     """Name what the videos of a split are, by what decides it: the scene, or the index; no video is made or read."""
     if profile.scene is None:
-        depends = {"index": hashlib.sha256(_existing_index(profile, runs).read_bytes()).hexdigest()}
+        depends = {"index": _content(_existing_index(profile, runs))[0]}
     else:
         depends = _plan_entry(profile, split, runs)[0].depends
     return hash_of({**depends, "split": split, "fold": profile.data.fold})
@@ -88,9 +85,21 @@ def clips_key_facts(profile: Profile) -> dict[str, Any]:
 
 def read_index(table: Path) -> list[Indexed]:
     """Read an index as it was written."""
-    with table.open(newline="", encoding="utf-8") as file:
-        _, *lines = csv.reader(file)
-    return [Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines]
+    return list(_content(table)[1])
+
+
+def _content(table: Path) -> tuple[str, tuple[Indexed, ...]]:
+    stat = table.stat()
+    return _read_once(table, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(2)  # a study asks for it in each of its cells
+def _read_once(table: Path, size: int, modified_ns: int) -> tuple[str, tuple[Indexed, ...]]:
+    """Give the hash of an index and its rows."""
+    content = table.read_bytes()
+    _, *lines = csv.reader(io.StringIO(content.decode(), newline=""))
+    rows = (Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines)
+    return hashlib.sha256(content).hexdigest(), tuple(rows)
 
 
 def _parse(texts: Sequence[str]) -> File:
@@ -234,55 +243,3 @@ def _read_file(path: Path, size: int) -> File:
     except (VideoError, OSError, MemoryError) as error:
         reason = f"{error}".removeprefix(f"{path}: ") or type(error).__name__
         return File(bytes=size, sha256=sha256, problem=f"corrupt: {reason}")
-
-
-def summarise(rows: Sequence[Indexed]) -> str:
-    """Say what an index holds: expected, missing, corrupt, too short, and what is in more than one split."""
-    columns = "{:<14}{:>9}{:>9}{:>8}{:>8}  {}".format
-    lines = [columns("split", "expected", "readable", "missing", "corrupt", "shorter than L = 8, 16, 32, and looped")]
-    splits: dict[str, list[File]] = defaultdict(list)
-    places: dict[str, dict[str, str]] = defaultdict(dict)  # by content: the splits it is in, and a path in each
-    for row in rows:
-        places[row.file.sha256].setdefault(row.split, row.path)
-        words = row.split.split()
-        for fold, word in enumerate(words, start=1):
-            splits[f"{word}, fold {fold}" if len(words) > 1 else word].append(row.file)
-    for split, files in splits.items():
-        if not split.startswith("-"):
-            count = Counter(file.problem.split(":")[0] for file in files)
-            short = (str(sum(not file.problem and file.frames < length for file in files)) for length in _LENGTHS)
-            counts = (len(files), *(count[key] for key in ("", "missing", "corrupt")))
-            lines.append(columns(split, *counts, ", ".join(short)))
-    files = {row.path: row.file for row in rows}
-    codecs = Counter(f"{file.codec} read by {file.decoder}" for file in files.values() if not file.problem)
-    lines.append("codec: " + ", ".join(f"{codec} ({number})" for codec, number in codecs.most_common()))
-    places.pop("", None)  # of what could not be read
-    folds = {sha256: zip(*map(str.split, found), strict=True) for sha256, found in places.items()}
-    shared = [places[sha256] for sha256, words in folds.items() if any(len({*fold} - {"-"}) > 1 for fold in words)]
-    lines += _name_some("unreadable", [f"{path}: {file.problem}" for path, file in files.items() if file.problem])
-    lines += _name_some("the same content in two splits", [", ".join(map(": ".join, e.items())) for e in shared])
-    return "\n".join(lines)
-
-
-def _name_some(what: str, found: list[str]) -> list[str]:
-    more = [f"  ... and {len(found) - _MOST_NAMED} more, in the index"] if len(found) > _MOST_NAMED else []
-    return [f"{what}: {len(found)}", *(f"  {each}" for each in found[:_MOST_NAMED]), *more]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Index the videos of a profile's data set, and say what is missing, corrupt, too short or there twice."""
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.data.index", description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="a file in params/ of real videos")
-    profile = load_profile(parser.parse_args(arguments).profile)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if profile.scene is not None:
-        raise SystemExit(f"params/{profile.name}.yaml is of generated videos, which need no index")
-    try:
-        rows = index_videos(profile, runs=RUNS)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"{error}") from error
-    log.info("%s\nindex: %s", summarise(rows), RUNS / profile.name / INDEX)
-
-
-if __name__ == "__main__":
-    main()
