@@ -38,7 +38,7 @@ from faster_lib.data.datasets import (
     uniform_clip_starts,
 )
 from faster_lib.data.transforms import eval_transform, train_transform
-from faster_lib.data.video import encode_h264
+from faster_lib.data.video import File, encode_h264
 from faster_lib.profiles import load_profile
 from faster_lib.training.loop import limited_threads
 
@@ -76,10 +76,10 @@ class Pattern(NamedTuple):
             video, generator = self.videos.videos[number], None
             if self.is_random:
                 generator = generator_for(SEED, epoch, number)
-                starts = [random_clip_start(video.frames, L, generator)]
+                starts = [random_clip_start(video.file.frames, L, generator)]
             else:
-                starts = uniform_clip_starts(video.frames, L, DATA.video_frames // L)
-            clips = [clip_frame_indices(start, L, video.frames) for start in starts]
+                starts = uniform_clip_starts(video.file.frames, L, DATA.video_frames // L)
+            clips = [clip_frame_indices(start, L, video.file.frames) for start in starts]
             yield video.path, clips, generator
 
 
@@ -93,7 +93,8 @@ def write_files(folder: Path) -> VideoList:
         frames = np.stack([picture[t : t + HEIGHT_PX, s : s + WIDTH_PX] for t, s in zip(tops, lefts, strict=True)])
         content = encode_h264(frames, fps=FPS, crf=23, gop_frames=GOPS[number % len(GOPS)])
         (folder / f"{number}.mp4").write_bytes(content)
-    return VideoList(tuple(Video(folder / f"{n}.mp4", frames=length) for n, length in enumerate(lengths)), ("any",))
+    files = [File(length, FPS, WIDTH_PX, HEIGHT_PX, "h264", "decord") for length in lengths]
+    return VideoList(tuple(Video(folder / f"{n}.mp4", 0, file) for n, file in enumerate(files)), ("any",))
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:

@@ -22,13 +22,13 @@ from faster_lib.data.datasets import (
     load_batches,
 )
 from faster_lib.data.transforms import eval_transform
-from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
+from faster_lib.data.video import VideoError, VideoReader, encode_h264
 
 
 def frames_of(path, indices=None) -> torch.Tensor:
     """Frames as clips have them: (3, T, H, W)."""
-    reader = open_video(path)
-    return read_frames(reader, range(len(reader)) if indices is None else indices, path=path).permute(3, 0, 1, 2)
+    reader = VideoReader(path)
+    return reader.read(range(len(reader)) if indices is None else indices).permute(3, 0, 1, 2)
 
 
 def start_of(clip: torch.Tensor, whole: torch.Tensor) -> int:
@@ -191,7 +191,7 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
 
 
 def test_a_video_that_is_not_as_long_as_its_index_says_is_an_error(videos, make_data):
-    other = replace(videos.videos[1], frames=63)
+    other = replace(videos.videos[1], file=videos.videos[1].file._replace(frames=63))
     indexed = replace(videos, videos=(videos.videos[0], other, *videos.videos[2:]))
     with pytest.raises(VideoError, match=r"train_00001.mp4: has 64 frames, but 63 when it was indexed"):
         video_clips(indexed, make_data())[1]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from faster_lib.data.transforms import eval_transform, train_transform
-from faster_lib.data.video import VideoError, open_video, read_frames
+from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.profiles import Data
 
 Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cut centrally
@@ -34,23 +34,15 @@ _REPLACED = "A worker stopped while some jobs were given to the executor"
 
 @dataclass(frozen=True)
 class Video:
-    """One readable video; what its index says of it, or None and "decord" where it has none."""
+    """One readable video, and what its index says of it; without an index, the file is read whole at first."""
 
     path: Path
     target: int = 0
-    frames: int | None = None
-    decoder: str = "decord"  # or "decord_in_order", where frames must be decoded from the beginning
+    file: File | None = None
 
-    def open(self) -> Any:
+    def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        reader = open_video(self.path)
-        if self.frames not in (None, length := len(reader)):
-            raise VideoError(f"{self.path}: has {length} frames, but {self.frames} when it was indexed; index it again")
-        return reader
-
-    def read(self, reader: Any, indices: Sequence[int]) -> torch.Tensor:
-        """Decode frames from the open file, freshly opened where the decoder goes in order: (n, H, W, 3) uint8, RGB."""
-        return read_frames(reader, indices, path=self.path, is_seekable=self.decoder == "decord")
+        return VideoReader(self.path, self.file)
 
 
 @dataclass(frozen=True)
@@ -165,9 +157,9 @@ class RandomClips(Dataset):
             for _ in range(self.clips_per_video):
                 reader = video.open()
                 start = random_clip_start(len(reader), self.clip_frames, generator)
-                frames = video.read(reader, clip_frame_indices(start, self.clip_frames, len(reader)))
+                indices = clip_frame_indices(start, self.clip_frames, len(reader))
+                clips.append(_read_cut(reader, indices, self.data, generator))
                 del reader  # as long as it lives, it decodes on in the background
-                clips.append(_cut(frames, self.data, generator))
         except VideoError as error:
             return Item(torch.empty(0), video.target, draw[1], str(error))
         return Item(stack_clips(clips) if len(clips) > 1 else clips[0][None], video.target, draw[1])
@@ -246,9 +238,9 @@ class VideoClips(Dataset):
         wanted = np.array([self._draw_indices(len(reader), generator) for generator in generators])  # (views, N * L)
         needed = np.unique(wanted)
         views = torch.empty(*wanted.shape, *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
-        step = _STEP_FRAMES if video.decoder == "decord" else len(needed)
+        step = min(_STEP_FRAMES, reader.at_once)
         for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
-            frames = video.read(reader, numbers.tolist())
+            frames = reader.read(numbers.tolist())
             for view, indices, generator in zip(views, wanted, generators, strict=True):
                 places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
                 if len(places):
@@ -270,6 +262,14 @@ def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
         return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
     sizes = {"short_side_px": data.train_short_side_px, "crop_px": data.crop_px}
     return train_transform(frames, **sizes, is_flip_allowed=data.flip, generator=generator)
+
+
+def _read_cut(reader: VideoReader, indices: Sequence[int], data: Data, generator: torch.Generator) -> torch.Tensor:
+    """Read frames and cut all alike, few enough at a time that they may be large: (3, T, crop, crop)."""
+    parts = [indices[first : first + reader.at_once] for first in range(0, len(indices), reader.at_once)]
+    draws = [*(generator.clone_state() for _ in parts[1:]), generator]
+    cut = [_cut(reader.read(part), data, draw) for part, draw in zip(parts, draws, strict=True)]
+    return torch.cat([piece.movedim(0, -1) for piece in cut]).movedim(-1, 0)
 
 
 def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
@@ -313,9 +313,7 @@ def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]],
     return load_ahead(load, draws, workers)
 
 
-def count_cores() -> int:
-    """Give how many cores this process may use, by its affinity and its container's limits too."""
-    return cpu_count()
+count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 
 
 def run_all(

@@ -8,14 +8,16 @@ import csv
 import hashlib
 import io
 import logging
-import multiprocessing
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import TimeoutError as LimitReached
 from concurrent.futures import as_completed
 from functools import lru_cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
@@ -25,7 +27,7 @@ from tqdm import tqdm
 from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.lists import Indexed, folder_of, list_videos, name_in
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
-from faster_lib.data.video import File, VideoError, probe_video
+from faster_lib.data.video import DECODERS, SCANNED_BY, File, VideoError, find_stat, probe_video
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
 from faster_lib.store import Entry, hash_of, naming, remove_partials, write_whole
@@ -34,8 +36,7 @@ log = logging.getLogger(__name__)
 _warn_once = lru_cache(log.warning)
 
 INDEX = "index.csv"
-TIME_LIMIT_SECONDS = 60.0  # for a file, and
-SECONDS_PER_MB = 5.0  # more for each megabyte: one core reads 100 frames of 340 x 256 in that time if it is slow
+LIMIT_SECONDS = 60.0  # for the next frame of a file that is scanned
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
@@ -61,8 +62,12 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
         raise ValueError(f"{table} has no split {split!r}; it has {', '.join(sorted({*words} - {'', '-'}))}")
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
     kept = [row for row in chosen if not row.file.problem]
+    if others := {row.file.decoder for row in kept} - {*DECODERS}:
+        raise ValueError(
+            f"{table} names the decoder {others.pop()!r}; make it again by: make index PROFILE={profile.name}"
+        )
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
-    videos = tuple(Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in kept)
+    videos = tuple(Video(root / path, target, file) for path, _, target, _, file in kept)
     found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
     _check_share(found.census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
     return found
@@ -97,7 +102,7 @@ def _content(table: Path) -> tuple[str, tuple[Indexed, ...]]:
 def _read_once(table: Path, size: int, modified_ns: int) -> tuple[str, tuple[Indexed, ...]]:
     """Give the hash of an index and its rows."""
     content = table.read_bytes()
-    _, *lines = csv.reader(io.StringIO(content.decode(), newline=""))
+    _, *lines = _from_csv(content)
     rows = (Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines)
     return hashlib.sha256(content).hexdigest(), tuple(rows)
 
@@ -109,7 +114,11 @@ def _parse(texts: Sequence[str]) -> File:
 def _as_csv(*rows: Iterable[Any]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")  # names of files may be any bytes
+
+
+def _from_csv(content: bytes) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))
 
 
 def write_index(table: Path, rows: Sequence[Indexed], labels: Sequence[str]) -> None:
@@ -170,62 +179,83 @@ def index_videos(profile: Profile, *, runs: Path = RUNS) -> list[Indexed]:
 
 
 def scan(
-    paths: Iterable[Path], root: Path, memory: Path, *, workers: int, time_limit: float = TIME_LIMIT_SECONDS
+    paths: Iterable[Path], root: Path, memory: Path, *, workers: int, limit_seconds: float = LIMIT_SECONDS
 ) -> dict[Path, File]:
-    """Read files side by side, those that `memory` does not know with their size and time of change.
+    """Read files side by side, those that `memory` does not know with their size, time of change, and decoders.
 
-    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on. A file may take
-    `time_limit` seconds, and more by its size.
+    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on; what a machine was too
+    slow or too small for, it tries again. A file whose decoder gives no frame for so many seconds is given up.
     """
     with FileLock(f"{memory}.lock"):
         known, found, todo = _read_memory(memory), {}, {}
         for path in paths:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                found[path] = File(problem=f"missing: no such file ({error.strerror})")
+            if (stat := find_stat(path)) is None:
+                found[path] = File(problem="missing: no such file")
                 continue
             modified_ns, found[path] = known.get(name_in(root, path), (0, File()))
             if (modified_ns, found[path].bytes) != (stat.st_mtime_ns, stat.st_size):
                 todo[path] = stat
         if todo:  # the memory whole first, whatever an interruption left at its end
-            write_whole(memory, _as_csv(*((name, time, *file) for name, (time, file) in known.items())))
+            write_whole(memory, _as_csv(*((name, time, *file, SCANNED_BY) for name, (time, file) in known.items())))
             sizes = {path: stat.st_size for path, stat in todo.items()}
-            for path, found[path] in _read_files(sizes, workers, time_limit):
-                with naming(memory), memory.open("ab") as rows:
-                    rows.write(_as_csv((name_in(root, path), todo[path].st_mtime_ns, *found[path])))
+            for path, found[path] in _read_files(sizes, workers, limit_seconds):
+                if not found[path].problem.startswith("unread"):
+                    with naming(memory), memory.open("ab") as rows:
+                        row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
+                        rows.write(_as_csv(row))
     return found
 
 
 def _read_memory(memory: Path) -> dict[str, tuple[int, File]]:
-    """Give the rows by path; half a line, as an interruption or a full disk leaves it, counts as none."""
+    """Give the rows by path; those of other decoders, and half a line as an interruption leaves it, count as none."""
     content = memory.read_bytes() if memory.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1].decode()
-    lines = csv.reader(io.StringIO(whole, newline=""))
-    return {line[0]: (int(line[1]), _parse(line[2:])) for line in lines}
+    lines = _from_csv(content[: content.rfind(b"\n") + 1])
+    return {line[0]: (int(line[1]), _parse(line[2:-1])) for line in lines if line[-1] == SCANNED_BY}
 
 
-def _read_files(sizes: dict[Path, int], workers: int, time_limit: float) -> Iterator[tuple[Path, File]]:
-    context = multiprocessing.get_context("forkserver")  # decord's open readers would not survive a fork of this one
+class _Server(ForkServerContext):
+    """Starts workers that do not import the caller's script, which may be no more than calls at its top level."""
+
+    class Process(ForkServerProcess):
+        def start(self) -> None:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = main
+
+
+def _read_files(
+    sizes: dict[Path, int], workers: int, limit_seconds: float, with_decord: bool = True
+) -> Iterator[tuple[Path, File]]:
+    context = _Server()  # decord's open readers would not survive a fork of this process
     context.set_forkserver_preload([__name__])
-    pool, futures = ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush), {}
+    pool, futures, again = ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush), {}, {}
     try:
         for path, size in sizes.items():
-            limit = time_limit + SECONDS_PER_MB * size / 1e6
-            futures[pool.schedule(_read_file, args=[path, size], timeout=limit)] = path
+            futures[pool.schedule(_read_file, args=[path, size, limit_seconds, with_decord])] = path
         for future in tqdm(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
             path = futures.pop(future)
             try:
                 yield path, future.result()
-            except LimitReached as error:
-                fault = f"corrupt: reading it took more than {error.args[1]:.0f} s"
-                yield path, File(bytes=sizes[path], problem=fault)
             except ProcessExpired as error:
-                fault = f"corrupt: the decoder aborted (exit code {error.exitcode})"
-                yield path, File(bytes=sizes[path], problem=fault)
+                if with_decord:
+                    again[path] = sizes[path]
+                else:
+                    yield path, File(bytes=sizes[path], problem=_explain(error.exitcode, limit_seconds))
     finally:
         pool.stop()
         pool.join()
+    if again:
+        yield from _read_files(again, workers, limit_seconds, with_decord=False)
+
+
+def _explain(exit_code: int, limit_seconds: float) -> str:
+    if exit_code == -signal.SIGALRM:
+        return f"unread: no frame within {limit_seconds:g} s"
+    if exit_code == -signal.SIGKILL:
+        return "unread: the system ended its decoder, as it does where memory is short"
+    return f"corrupt: the decoder aborted (exit code {exit_code})"
 
 
 def _hush() -> None:
@@ -233,13 +263,21 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _read_file(path: Path, size: int) -> File:
-    """Read one file, in a worker process."""
-    sha256 = ""
+def _read_file(path: Path, size: int, limit_seconds: float, with_decord: bool) -> File:
+    """Read one file, in a worker process that ends where no frame comes in time."""
+    found = File(bytes=size)
+
+    def watch() -> None:
+        signal.setitimer(signal.ITIMER_REAL, limit_seconds)
+
     try:
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return probe_video(path)._replace(bytes=size, sha256=sha256)
-    except (VideoError, OSError, MemoryError) as error:
-        reason = f"{error}".removeprefix(f"{path}: ") or type(error).__name__
-        return File(bytes=size, sha256=sha256, problem=f"corrupt: {reason}")
+            found = found._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        watch()
+        return probe_video(path, seen=watch, with_decord=with_decord)._replace(bytes=size, sha256=found.sha256)
+    except VideoError as error:
+        return found._replace(problem=f"corrupt: {str(error).removeprefix(f'{path}: ')}")
+    except (OSError, MemoryError) as error:
+        return found._replace(problem=f"unread: {str(error) or type(error).__name__}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
