@@ -37,7 +37,7 @@ from faster_lib.data.datasets import (
     random_clip_start,
     uniform_clip_starts,
 )
-from faster_lib.data.transforms import eval_transform, train_transform
+from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import File, encode_h264
 from faster_lib.profiles import load_profile
 from faster_lib.training.loop import limited_threads
@@ -124,16 +124,7 @@ def by_pyav(job: Job) -> int:
     with av.open(str(path)) as file:
         found = dict(_decode(file, wanted[0], wanted[-1], set(wanted)))
     frames = torch.from_numpy(np.stack([found[i] for clip in clips for i in clip]))
-    if generator is None:
-        cut = eval_transform(frames, short_side_px=DATA.test_short_side_px, crop_px=DATA.crop_px)
-    else:
-        cut = train_transform(
-            frames,
-            short_side_px=DATA.train_short_side_px,
-            crop_px=DATA.crop_px,
-            is_flip_allowed=DATA.flip,
-            generator=generator,
-        )
+    cut = cut_frames(frames, draw_cut(frames.shape[1:3], DATA, generator)).movedim(-1, 0)
     torch.stack(cut.split(L, dim=1))
     return len(frames)
 

@@ -21,7 +21,7 @@ from faster_lib.data.datasets import (
     generator_for,
     load_batches,
 )
-from faster_lib.data.transforms import eval_transform
+from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import VideoError, VideoReader, encode_h264
 
 
@@ -98,7 +98,7 @@ def test_uniform_clips_equal_the_same_frames_read_and_cut_directly(videos, make_
     item, *_ = video_clips(videos, data, num_clips=3)[2]
     for clip, start in zip(item[0], (0, 28, 56), strict=True):
         frames = frames_of(videos.videos[2].path, range(start, start + 8)).permute(1, 2, 3, 0)
-        assert torch.equal(clip, eval_transform(frames, short_side_px=36, crop_px=32))
+        assert torch.equal(clip, cut_frames(frames, draw_cut((40, 40), data)).movedim(-1, 0))
 
 
 def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(videos, make_data):

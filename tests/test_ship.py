@@ -55,7 +55,9 @@ def first_videos(tmp_path_factory):
         folder, settings, labels = tmp_path_factory.mktemp("videos"), profile.backbone_training, sorted(CLASSES)
         plan = plan_videos(profile.scene, settings.split, has_folds=fold is not None)
         plan = [video for video in plan if video.split.split()[(fold or 1) - 1] == settings.split]
-        file = File(profile.scene.frames, decoder="decord")
+        file = File(
+            profile.scene.frames, width_px=profile.scene.size_px, height_px=profile.scene.size_px, decoder="decord"
+        )
         videos = [Video(folder / each.name, labels.index(each.label), file) for each in plan]
         largest = max(stage1.count_batch_videos(settings, L) for each, _, L in TRIED if each.name == name)
         draws = EpochDraws(len(plan), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead

@@ -20,13 +20,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from faster_lib.data.transforms import eval_transform, train_transform
+from faster_lib.data.transforms import Cut, cut_frames, draw_cut
 from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.profiles import Data
 
-Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cut centrally
 Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
-_STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
+_STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
 _REPLACED = "A worker stopped while some jobs were given to the executor"
@@ -152,17 +151,34 @@ class RandomClips(Dataset):
     seed: int
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
-        video, generator, clips = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
+        video, generator, views = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
         try:
+            reader = video.open()
             for _ in range(self.clips_per_video):
-                reader = video.open()
                 start = random_clip_start(len(reader), self.clip_frames, generator)
                 indices = clip_frame_indices(start, self.clip_frames, len(reader))
-                clips.append(_read_cut(reader, indices, self.data, generator))
-                del reader  # as long as it lives, it decodes on in the background
+                views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+            return Item(read_views(reader, views).movedim(-1, 1), video.target, draw[1])
         except VideoError as error:
             return Item(torch.empty(0), video.target, draw[1], str(error))
-        return Item(stack_clips(clips) if len(clips) > 1 else clips[0][None], video.target, draw[1])
+
+
+def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) -> torch.Tensor:
+    """Read the frames of each view and cut them, every frame decoded once, a few at a time since they may be large.
+
+    Shape: n times T places of frames -> (n, T, crop, crop, 3) uint8
+    """
+    wanted, size = np.array([indices for indices, _ in views]), views[0][1].crop_px  # (n, T)
+    needed, step = np.unique(wanted), min(_STEP_FRAMES, reader.at_once)
+    clips = np.empty((*wanted.shape, size, size, 3), dtype=np.uint8)
+    for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
+        frames = reader.read(numbers.tolist())
+        for clip, indices, (_, cut) in zip(clips, wanted, views, strict=True):
+            places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
+            if len(places):
+                rows = np.searchsorted(numbers, indices[places])
+                clip[places] = cut_frames(frames[rows.min() : rows.max() + 1], cut).numpy()[rows - rows.min()]
+    return torch.from_numpy(clips)
 
 
 def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -233,43 +249,14 @@ class VideoClips(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         video = self.videos.videos[index]
-        reader = video.open()
-        generators = [generator_for(self.seed, view, index) for view in range(self.views)] or [None]
-        wanted = np.array([self._draw_indices(len(reader), generator) for generator in generators])  # (views, N * L)
-        needed = np.unique(wanted)
-        views = torch.empty(*wanted.shape, *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
-        step = min(_STEP_FRAMES, reader.at_once)
-        for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
-            frames = reader.read(numbers.tolist())
-            for view, indices, generator in zip(views, wanted, generators, strict=True):
-                places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
-                if len(places):
-                    rows = np.searchsorted(numbers, indices[places])
-                    again = generator and generator.clone_state()  # all parts of a view are cut alike
-                    cut = _cut(frames[rows.min() : rows.max() + 1], self.data, again).movedim(0, -1)
-                    view.numpy()[places] = cut.numpy()[rows - rows.min()]
-        clips = views.unflatten(1, (self.num_clips, self.clip_frames))
+        reader, views = video.open(), []
+        size = (len(reader), self.clip_frames, self.num_clips)
+        for generator in [generator_for(self.seed, view, index) for view in range(self.views)] or [None]:
+            starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
+            indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
+            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target, index)
-
-    def _draw_indices(self, length: int, generator: Draws) -> list[int]:
-        size = (length, self.clip_frames, self.num_clips)
-        starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
-        return [i for start in starts for i in clip_frame_indices(start, self.clip_frames, length)]
-
-
-def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
-    if generator is None:
-        return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
-    sizes = {"short_side_px": data.train_short_side_px, "crop_px": data.crop_px}
-    return train_transform(frames, **sizes, is_flip_allowed=data.flip, generator=generator)
-
-
-def _read_cut(reader: VideoReader, indices: Sequence[int], data: Data, generator: torch.Generator) -> torch.Tensor:
-    """Read frames and cut all alike, few enough at a time that they may be large: (3, T, crop, crop)."""
-    parts = [indices[first : first + reader.at_once] for first in range(0, len(indices), reader.at_once)]
-    draws = [*(generator.clone_state() for _ in parts[1:]), generator]
-    cut = [_cut(reader.read(part), data, draw) for part, draw in zip(parts, draws, strict=True)]
-    return torch.cat([piece.movedim(0, -1) for piece in cut]).movedim(-1, 0)
 
 
 def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:

@@ -87,9 +87,8 @@ class VideoReader:
         if (stat := find_stat(path)) is None:
             raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
         file = file or _probe_once(path, stat.st_size, stat.st_mtime_ns)
-        self.at_once = max(
-            1, HELD_BYTES // max(1, 3 * file.width_px * file.height_px)
-        )  # frames that memory is used for
+        self.size_px = height, width = file.height_px, file.width_px
+        self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
         try:
             is_decord = file.decoder == "decord"
             self._decoder = _Decord(path) if is_decord else _PyAV(path, file.frames, file.decoder == "pyav")
