@@ -382,6 +382,9 @@ def test_the_summary_counts_each_split_and_names_what_is_missing_corrupt_or_in_t
     assert lines["test"] == ["test", "2", "1", "0", "1", "0,", "0,", "0"]
     assert "codec: h264 read by decord (3)" in said and "unreadable: 2" in said
     assert "  absent.mp4: missing: no such file" in said and "  cut.avi: corrupt: " in said
+    assert said.endswith("classes without a readable video: 0")
+    bare = [Indexed("", "b", 1, ""), Indexed("x.mp4", "c", 2, "train", File(problem="unread: no frame within 60 s"))]
+    assert summarise([*rows, *bare]).endswith("classes without a readable video: 2\n  b\n  c")
     assert "the same content in two splits: 1\n  train: h264.mp4, test: MIXED é.MP4" in said
     folds = [
         row._replace(split=words) for row, words in zip(rows, ["train test -"] * 3 + ["train - test"] * 2, strict=True)
@@ -407,6 +410,7 @@ def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_
         place.write_bytes((odd / name).read_bytes())
     command.main(["--profile", "tank_state"])
     assert "unreadable: 1" in caplog.text and "index: " in caplog.text
+    assert "index.csv has 1 classes, but data.num_classes is 4" in caplog.text
     rows = read_index(tmp_path / "runs" / "tank_state" / "index.csv")
     assert [row[:4] for row in rows] == [
         ("train/up/h264.mp4", "up", 0, "train"), ("val/up/cut.avi", "up", 0, "val"), ("val/up/odd.mp4", "up", 0, "val")

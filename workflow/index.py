@@ -8,7 +8,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from faster_lib.data.index import index_videos
+from faster_lib.data.index import index_videos, read_index
 from faster_lib.data.lists import Indexed
 from faster_lib.data.video import File
 from faster_lib.paths import RUNS
@@ -21,11 +21,13 @@ MOST_NAMED = 20  # of the unreadable and of the duplicate videos that the summar
 
 
 def summarise(rows: Sequence[Indexed]) -> str:
-    """Say what an index holds: expected, missing, corrupt, too short, and what is in more than one split."""
+    """Say what an index holds: expected, missing, corrupt, too short, in two splits; and classes without videos."""
     columns = "{:<14}{:>9}{:>9}{:>8}{:>8}  {}".format
     lines = [columns("split", "expected", "readable", "missing", "corrupt", "shorter than L = 8, 16, 32, and looped")]
     splits: dict[str, list[File]] = defaultdict(list)
     places: dict[str, dict[str, str]] = defaultdict(dict)  # by content: the splits it is in, and a path in each
+    bare = sorted({row.label for row in rows} - {row.label for row in rows if not row.file.problem and row.path})
+    rows = [row for row in rows if row.path]
     for row in rows:
         places[row.file.sha256].setdefault(row.split, row.path)
         words = row.split.split()
@@ -35,7 +37,7 @@ def summarise(rows: Sequence[Indexed]) -> str:
         if not split.startswith("-"):
             count = Counter(file.problem.split(":")[0] for file in files)
             short = (str(sum(not file.problem and file.frames < length for file in files)) for length in LENGTHS)
-            counts = (len(files), *(count[key] for key in ("", "missing", "corrupt")))
+            counts = (len(files), count[""], count["missing"], count["corrupt"] + count["unread"])
             lines.append(columns(split, *counts, ", ".join(short)))
     files = {row.path: row.file for row in rows}
     codecs = Counter(f"{file.codec} read by {file.decoder}" for file in files.values() if not file.problem)
@@ -45,6 +47,7 @@ def summarise(rows: Sequence[Indexed]) -> str:
     shared = [places[sha256] for sha256, words in folds.items() if any(len({*fold} - {"-"}) > 1 for fold in words)]
     lines += _name_some("unreadable", [f"{path}: {file.problem}" for path, file in files.items() if file.problem])
     lines += _name_some("the same content in two splits", [", ".join(map(": ".join, e.items())) for e in shared])
+    lines += _name_some("classes without a readable video", bare)
     return "\n".join(lines)
 
 
@@ -62,10 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if profile.scene is not None:
         raise SystemExit(f"params/{profile.name}.yaml is of generated videos, which need no index")
     try:
-        rows = index_videos(profile, runs=RUNS)
+        index_videos(profile, runs=RUNS)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"{error}") from error
-    log.info("%s\nindex: %s", summarise(rows), RUNS / profile.name / "index.csv")
+    table = RUNS / profile.name / "index.csv"
+    rows = read_index(table)
+    if (found := len({row.target for row in rows})) != profile.data.num_classes:
+        log.warning("%s has %d classes, but data.num_classes is %d", table, found, profile.data.num_classes)
+    log.info("%s\nindex: %s", summarise(rows), table)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class _PyAV:
 
     def __init__(self, path: Path, length: int = 0, is_exact: bool = False):
         self.path, self.length, self.key_frames, self.times = path, length, [], None
-        self.packets = self.undecodable = self.end = 0
+        self.packets, self.undecodable, self.end, self.sizes = 0, 0, 0, {}
         self._begin()
         if is_exact:
             packets = [p for p in self.file.demux(self.stream) if p.size and not p.is_discard]
@@ -137,8 +137,7 @@ class _PyAV:
     def _begin(self) -> None:
         self.file = av.open(os.fspath(self.path), metadata_errors="replace")
         self.stream = self.file.streams.best("video")
-        context = self.stream.codec_context
-        context.thread_count, self.size = 1, (context.width, context.height)
+        self.stream.codec_context.thread_count = 1
         self._scaler = av.video.reformatter.VideoReformatter()
         self._next, self._frames = 0, enumerate(self._decode())
 
@@ -170,13 +169,15 @@ class _PyAV:
             if packet.pts is not None:
                 self.end = max(self.end, packet.pts + (packet.duration or 0))
             try:
-                yield from packet.decode()
+                for frame in packet.decode():
+                    self.sizes[frame.width, frame.height] = None
+                    yield frame
             except av.error.InvalidDataError:  # ffmpeg leaves such a packet out
                 self.undecodable += 1
 
     def _picture(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to RGB in the size of the first one, upright."""
-        picture = self._scaler.reformat(frame, *self.size, "rgb24").to_ndarray()
+        picture = self._scaler.reformat(frame, *next(iter(self.sizes)), "rgb24").to_ndarray()
         if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
             a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)  # x' = ax + cy, y' = bx + dy
             picture, signs = (picture, (d, a)) if a else (picture.swapaxes(0, 1), (b, c))
@@ -210,7 +211,7 @@ def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, wit
     stream, size = decoder.stream, frame.shape[1::-1]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     file = File(len(sums), round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
-    for name in ("decord", "pyav") if with_decord else ("pyav",):
+    for name in ("decord", "pyav")[not with_decord :] if len(decoder.sizes) == 1 else ():
         if _reads_rightly(path, better := file._replace(decoder=name), times, sums, seen):
             return better
     return file
@@ -235,11 +236,14 @@ def _announced_bytes(path: Path) -> int:
     """Give the size that an AVI or Matroska file says it has, 0 where it says none; other containers do not say."""
     with path.open("rb") as file:
         head = file.read(4096)
-    if head[:4] == b"RIFF":
-        return 8 + int.from_bytes(head[4:8], "little") if any(head[4:8]) else 0
-    place = head.find(b"\x18\x53\x80\x67\x01") + 5  # the whole of Matroska's content, its size in 7 bytes
-    size = int.from_bytes(head[place : place + 7], "big")
-    return place + 7 + size if head[:4] == b"\x1a\x45\xdf\xa3" and place > 4 and size < 2**56 - 1 else 0
+    place = head.find(b"\x18\x53\x80\x67\x01") + 5  # before the size of all of Matroska's content
+    if head.startswith(b"RIFF"):
+        place, size, unknown = 8, int.from_bytes(head[4:8], "little"), 2**32 - 1
+    elif head.startswith(b"\x1a\x45\xdf\xa3") and place > 4:
+        place, size, unknown = place + 7, int.from_bytes(head[place : place + 7], "big"), 2**56 - 1
+    else:
+        return 0
+    return place + size if 0 < size < unknown else 0
 
 
 def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
@@ -252,16 +256,11 @@ def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int],
             return False
         one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
         near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
-        for reader, places, width in (
-            (one, range(last + 1), one.at_once),
-            (other, near, one.at_once),
-            (one, near[::-1], 1),
-        ):
-            for first in range(0, len(places), width):
-                part = places[first : first + width]
-                if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
-                    return False
-                seen()
+        orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
+        for reader, part in ((r, p[i : i + n]) for r, p, n in orders for i in range(0, len(p), n)):
+            if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
+                return False
+            seen()
     except (VideoError, TypeError):  # the latter where packets have no times
         return False
     return True
