@@ -193,7 +193,7 @@ def test_the_lists_of_ucf101_end_in_crlf_and_spell_a_class_in_two_ways(tmp_path)
         ("ucf101", {"classInd.txt": "1 Run\n"}, {}, FileNotFoundError, "trainlist01.txt"),
         ("ucf101", {"classInd.txt": "1 Run\n", "trainlist01.txt": "Walk/v.avi 1\n"}, {}, ValueError, "'Walk/v.avi 1'"),
         ("ucf101", {"classInd.txt": "1 Run\n", **dict.fromkeys(UCF101_LISTS, "Run/v.avi 1\n")}, {}, ValueError,
-         "v.avi in train and in test of fold 1"),
+         "testlist01.txt, line 1: .*v.avi in train and in test of fold 1"),
         ("hmdb51", {"a.txt": ""}, {}, FileNotFoundError, "<class>_test_split1.txt"),
         ("hmdb51", {"run_test_split1.txt": "a.avi 1 \n"}, {}, FileNotFoundError, "run_test_split2.txt"),
         ("hmdb51", {"run_test_split1.txt": "a.avi 3 \n"}, {}, ValueError, "'a.avi 3' does not end in a flag"),

@@ -79,7 +79,7 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 def clip_frame_indices(start: int, clip_frames: int, num_frames: int) -> list[int]:
-    """List the frames of the clip that begins at `start`, looping over a video that is too short."""
+    """List the frames of the clip from `start` on, looping over a video that is too short."""
     if not 0 <= start < num_frames:
         raise ValueError(f"a clip cannot start at frame {start} of a video with {num_frames} frames")
     return [(start + i) % num_frames for i in range(clip_frames)]
@@ -196,10 +196,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 @dataclass(frozen=True)
 class EpochDraws:
-    """Endless shuffled epochs cut into batches of (epoch, place), from iteration `first` on, so that training resumes.
-
-    Each batch is dealt out into `parts`, of which `mine` are given one after the other.
-    """
+    """Endless shuffled epochs as batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
 
     num_videos: int
     _: KW_ONLY
@@ -226,11 +223,7 @@ class EpochDraws:
 
 @dataclass(frozen=True, eq=False)
 class VideoClips(Dataset):
-    """All N clips of a video, the frames decoded once.
-
-    Args:
-        views: 0 for uniform clips cut centrally, as in the test; in stage 2's training so many times N random clips in
-            temporal order, each time with a random cut.
+    """All N clips of a video: uniform ones cut centrally, as in the test, or `views` times random ones, in order.
 
     Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for learning to aggregate".
@@ -260,10 +253,7 @@ class VideoClips(Dataset):
 
 
 def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
-    """Load in so many threads, ahead and in order, or with 0 in the one that asks; errors come in their items' places.
-
-    Decoding, scaling and copying leave Python's lock to others, what threads load needs no copy, and nothing is forked.
-    """
+    """Load in so many threads, ahead, in order, or with 0 in the one that asks; errors come in their items' places."""
     if workers == 0:
         yield from map(load, given)
         return
@@ -306,10 +296,7 @@ count_cores = cpu_count  # that this process may use, by its affinity and its co
 def run_all(
     function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
 ) -> None:
-    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 stand for this one.
-
-    What it gives is dropped; `bar` tells the progress bar more.
-    """
+    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
     parts = list(parts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _REPLACED)

@@ -37,15 +37,17 @@ _warn_once = lru_cache(log.warning)
 
 INDEX = "index.csv"
 LIMIT_SECONDS = 60.0  # for the next frame of a file that is scanned
+_ENDS = {  # of a worker, by the machine and not by what is in the file
+    -signal.SIGALRM: "unread: no frame came in time",
+    -signal.SIGKILL: "unread: the system ended its decoder, as it does where memory is short",
+}
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
     """Find a split's readable videos; generated ones are made where they are missing, real ones stand in the index.
 
-    Args:
-        is_training: refuse a split of which too many videos are missing or corrupt.
-    Raises: FileNotFoundError without an index; ValueError if it has no such split or not the profile's number of
-        classes, or if too many videos are unreadable.
+    Raises: FileNotFoundError without an index; ValueError if it has no such split, not the profile's number of classes,
+        or no readable video, and for training if too many are unreadable.
     """
     if profile.scene is None:
         table, root = _existing_index(profile, runs), folder_of(profile.data.root)
@@ -183,8 +185,8 @@ def scan(
 ) -> dict[Path, File]:
     """Read files side by side, those that `memory` does not know with their size, time of change, and decoders.
 
-    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on; what a machine was too
-    slow or too small for, it tries again. A file whose decoder gives no frame for so many seconds is given up.
+    A row of it is written as soon as it is known, so that an interrupted scan goes on; what the machine failed at is
+    tried again. A file is given up where no frame comes for `limit_seconds`.
     """
     with FileLock(f"{memory}.lock"):
         known, found, todo = _read_memory(memory), {}, {}
@@ -199,9 +201,9 @@ def scan(
             write_whole(memory, _as_csv(*((name, time, *file, SCANNED_BY) for name, (time, file) in known.items())))
             sizes = {path: stat.st_size for path, stat in todo.items()}
             for path, found[path] in _read_files(sizes, workers, limit_seconds):
+                row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
                 if not found[path].problem.startswith("unread"):
                     with naming(memory), memory.open("ab") as rows:
-                        row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
                         rows.write(_as_csv(row))
     return found
 
@@ -242,20 +244,13 @@ def _read_files(
                 if with_decord:
                     again[path] = sizes[path]
                 else:
-                    yield path, File(bytes=sizes[path], problem=_explain(error.exitcode, limit_seconds))
+                    aborted = f"corrupt: the decoder aborted (exit code {error.exitcode})"
+                    yield path, File(bytes=sizes[path], problem=_ENDS.get(error.exitcode, aborted))
     finally:
         pool.stop()
         pool.join()
     if again:
         yield from _read_files(again, workers, limit_seconds, with_decord=False)
-
-
-def _explain(exit_code: int, limit_seconds: float) -> str:
-    if exit_code == -signal.SIGALRM:
-        return f"unread: no frame within {limit_seconds:g} s"
-    if exit_code == -signal.SIGKILL:
-        return "unread: the system ended its decoder, as it does where memory is short"
-    return f"corrupt: the decoder aborted (exit code {exit_code})"
 
 
 def _hush() -> None:

@@ -12,6 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -21,6 +22,7 @@ from faster_lib.paths import DATA
 from faster_lib.profiles import FOLDED, Data
 
 log = logging.getLogger(__name__)
+_plain = partial(normalize, "NFC")  # one form of an accent, however it is stored
 
 _VIDEO = ".3g2 .3gp .asf .avi .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
 _OTHER = ".bmp .csv .gz .jpeg .jpg .json .list .md .mp3 .npy .npz .part .pkl .png .py .tar .txt .wav .webp .xml .zip"
@@ -71,10 +73,8 @@ def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
     listed, labels = LAYOUTS[data.source](root, lists)
     if not listed:
         raise ValueError(f"no video is listed in {lists} (data.source is {data.source!r})")
-    words = _join(listed, 3 if data.source in FOLDED else 1)
-    targets = {label: target for target, label in enumerate(labels)}
-    rows = ((line.path, line.label, " ".join(word)) for line, word in words)
-    return [Indexed(name_in(root, path), label, targets[label], split) for path, label, split in rows], labels
+    joined, targets = _join(listed, 3 if data.source in FOLDED else 1), {label: i for i, label in enumerate(labels)}
+    return [Indexed(name_in(root, v.path), v.label, targets[v.label], " ".join(row)) for v, row in joined], labels
 
 
 def _join(listed: Sequence[Line], folds: int) -> list[tuple[Line, list[str]]]:
@@ -82,18 +82,15 @@ def _join(listed: Sequence[Line], folds: int) -> list[tuple[Line, list[str]]]:
     firsts, words, repeated = {}, {}, []
     for line in listed:
         if len(line.split.split()) != 1:
-            raise ValueError(f"{line.where}: the split {line.split!r} of {line.path} must be one word")
+            raise ValueError(f"{line.where}: the split {line.split!r} must be one word")
         first = firsts.setdefault(line.path, line)
         if first.label != line.label:
-            both = f"{first.where} lists {line.path} as {first.label!r}, {line.where} as {line.label!r}"
-            raise ValueError(f"{both}; a video has one label")
+            raise ValueError(f"{first.where} lists {line.path} as {first.label!r}, {line.where} as {line.label!r}")
         _, row = words.setdefault((line.path, folds > 1 or line.split), (line, ["-"] * folds))
-        if row[line.fold - 1] not in ("-", line.split):
-            raise ValueError(
-                f"{line.where} lists {line.path} in {row[line.fold - 1]} and in {line.split} of fold {line.fold}"
-            )
-        repeated += [line.where] * (row[line.fold - 1] != "-")
-        row[line.fold - 1] = line.split
+        before, row[line.fold - 1] = row[line.fold - 1], line.split
+        if before not in ("-", line.split):
+            raise ValueError(f"{line.where}: {line.path} in {before} and in {line.split} of fold {line.fold}")
+        repeated += [line.where] * (before != "-")
     if repeated:
         log.warning("%d lines repeat others and count once, the first of them: %s", len(repeated), repeated[0])
     return list(words.values())
@@ -105,15 +102,13 @@ def name_in(root: Path, path: Path) -> str:
 
 
 def video_files(folder: Path) -> list[Path]:
-    """List the video files below a folder in the order of their paths, through links, but for what is hidden.
-
-    An ending that is not known does not matter: such a file is tried.
-    """
+    """List the video files below a folder in the order of their paths, through links, and none that is hidden."""
     found, others = [], []
     for path in _walk(folder):
         suffix = path.suffix.lower()
-        is_one = suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and is_video(path))
-        (found if is_one else others).append(path)
+        (found if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and is_video(path)) else others).append(
+            path
+        )
     if others:
         log.info("%d files below %s are no videos, such as %s", len(others), folder, others[0])
     return found
@@ -126,10 +121,6 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         shown = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in shown:
         yield from _walk(folder / name, (*above, real)) if is_folder else (folder / name,)
-
-
-def _plain(name: str) -> str:
-    return normalize("NFC", name)
 
 
 def _find(root: Path, name: str) -> Path:
@@ -162,12 +153,10 @@ def _finder(root: Path) -> Callable[..., Path]:
 
 
 def read_list(path: Path, pattern: str = "", fault: str = "") -> list[tuple[str, list[str]]]:
-    """Read any list: of each line that is not empty its place, and its fields without quotes and blanks around them.
+    """Read any list: the place of each line that is not empty, and its fields without quotes and blanks around them.
 
-    Args:
-        pattern: its groups are the fields; empty for fields with commas between.
-        fault: what is said of a line that does not match the pattern.
-    Raises: FileNotFoundError without a file; ValueError, with place and line, for one that does not match.
+    The fields are the groups of a pattern, or without one what stands between commas. Raises FileNotFoundError without
+    a file, and ValueError that says the fault of a line that does not match.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}")
@@ -201,9 +190,8 @@ def read_annotated(root: Path, lists: Path) -> Listed:
     (_, header), *lines = read_list(path) or [("", [])]
     if header != columns:
         raise ValueError(f"{path} has the columns {header}; they must be {','.join(columns)}")
-    for where, line in lines:
-        if len(line) != 3 or not all(line):
-            raise ValueError(f"{where}: {line} is not one path, label and split")
+    if wrong := [f"{where}: {line}" for where, line in lines if len(line) != 3 or not all(line)]:
+        raise ValueError(f"{wrong[0]} is not one path, label and split")
     listed = [Line(_find(root, name), label, split, 1, where) for where, (name, label, split) in lines]
     return listed, sorted({line.label for line in listed})
 
@@ -300,22 +288,23 @@ def read_folders(root: Path, lists: Path) -> Listed:
                 listed.append(Line(_find(root, name.replace("\\", "/")), label, split, 1, where))
         elif folder.is_dir():
             labels |= _subfolders(folder)
-            listed += _of_folders(folder, lambda name, split=split: split)
+            listed += _of_folders(folder, split)
     if not labels:
         log.info("%s has no list and no folder of a split: the hash of its path puts each video in one", root)
-        labels = _subfolders(root)
-        listed = _of_folders(root, _split_of)
+        labels, listed = _subfolders(root), _of_folders(root)
     return [line for line in listed if line.label in labels], sorted(labels)
 
 
-def _of_folders(folder: Path, split_of: Callable[[str], str]) -> list[Line]:
-    names = [(path, path.relative_to(folder).as_posix()) for path in video_files(folder)]
-    return [Line(path, _plain(name.split("/")[0]), split_of(name), 1, str(path)) for path, name in names]
-
-
-def _split_of(name: str) -> str:
-    tenth = int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16) % 10
-    return {8: "val", 9: "test"}.get(tenth, "train")
+def _of_folders(folder: Path, split: str = "") -> list[Line]:
+    """List the videos of folders that are named by class; without a split, the hash of each path chooses one."""
+    listed = []
+    for path in video_files(folder):
+        name = path.relative_to(folder)
+        tenth = int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16) % 10
+        listed.append(
+            Line(path, _plain(name.parts[0]), split or {8: "val", 9: "test"}.get(tenth, "train"), 1, str(path))
+        )
+    return listed
 
 
 def _subfolders(folder: Path) -> set[str]:
