@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import ModuleType
@@ -65,9 +65,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
     kept = [row for row in chosen if not row.file.problem]
     if others := {row.file.decoder for row in kept} - {*DECODERS}:
-        raise ValueError(
-            f"{table} names the decoder {others.pop()!r}; make it again by: make index PROFILE={profile.name}"
-        )
+        raise ValueError(f"{table} names the decoder {others.pop()!r}; run: make index PROFILE={profile.name}")
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
     videos = tuple(Video(root / path, target, file) for path, _, target, _, file in kept)
     found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
@@ -96,13 +94,11 @@ def read_index(table: Path) -> list[Indexed]:
 
 
 def _content(table: Path) -> tuple[str, tuple[Indexed, ...]]:
-    stat = table.stat()
-    return _read_once(table, stat.st_size, stat.st_mtime_ns)
+    return _read_once(table, table.stat().st_size, table.stat().st_mtime_ns)
 
 
 @lru_cache(2)  # a study asks for it in each of its cells
 def _read_once(table: Path, size: int, modified_ns: int) -> tuple[str, tuple[Indexed, ...]]:
-    """Give the hash of an index and its rows."""
     content = table.read_bytes()
     _, *lines = _from_csv(content)
     rows = (Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines)
@@ -260,11 +256,7 @@ def _hush() -> None:
 
 def _read_file(path: Path, size: int, limit_seconds: float, with_decord: bool) -> File:
     """Read one file, in a worker process that ends where no frame comes in time."""
-    found = File(bytes=size)
-
-    def watch() -> None:
-        signal.setitimer(signal.ITIMER_REAL, limit_seconds)
-
+    found, watch = File(bytes=size), partial(signal.setitimer, signal.ITIMER_REAL, limit_seconds)
     try:
         with path.open("rb") as file:
             found = found._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())

@@ -197,9 +197,9 @@ def read_annotated(root: Path, lists: Path) -> Listed:
 
 
 def read_kinetics(root: Path, lists: Path) -> Listed:
-    """Read every CSV of Kinetics' form; files are `<id>_<start>_<end>`, times padded to 6 digits, in any folder.
+    """Read every CSV of Kinetics' form, of either release (`validate` or `val`, with or without `is_cc`).
 
-    Source: Kay et al. 2017, both releases of the lists (`validate` or `val`, with or without quotes and `is_cc`).
+    Files are `<id>_<start>_<end>`, times padded to 6 digits, in any folder. Source: Kay et al. 2017.
     """
     find, listed, width = _finder(root), [], len(_KINETICS_COLUMNS)
     for path in sorted(lists.glob("*.csv")):
@@ -218,10 +218,7 @@ def read_kinetics(root: Path, lists: Path) -> Listed:
 
 
 def read_ucf101(root: Path, lists: Path) -> Listed:
-    """Read `classInd.txt`, `trainlist01.txt` to `testlist03.txt`; classes keep their official order.
-
-    Source: Soomro et al. 2012, "ucfTrainTestlist"; it spells 128 names in another case than the files.
-    """
+    """Read Soomro et al. 2012, `ucfTrainTestlist`, which spells 128 names in another case than the files."""
     lists = next((path.parent for path in lists.glob("**/classInd.txt")), lists)
     numbered = read_list(lists / "classInd.txt", r"(\d+)\s+(\S+)", "is not a number and a class")
     labels = [label for _, label in sorted((int(number), label) for _, (number, label) in numbered)]
@@ -235,10 +232,7 @@ def read_ucf101(root: Path, lists: Path) -> Listed:
 
 
 def read_hmdb51(root: Path, lists: Path) -> Listed:
-    """Read `<class>_test_split<fold>.txt` of all classes: flag 1 is training, 2 test, 0 neither.
-
-    Source: Kuehne et al. 2011, "testTrainMulti_7030_splits".
-    """
+    """Read Kuehne et al. 2011, `<class>_test_split<fold>.txt`: flag 1 is training, 2 test, 0 neither."""
     firsts = sorted(lists.glob("**/*_test_split1.txt"))
     if not firsts:
         raise FileNotFoundError(f"no <class>_test_split1.txt in {lists}")
@@ -252,11 +246,9 @@ def read_hmdb51(root: Path, lists: Path) -> Listed:
 
 
 def read_path_label(root: Path, lists: Path) -> Listed:
-    """Read `<split>.csv`, `.txt` or `.list` with a path and a class number a line, parted by a blank, comma or tab.
+    """Read `<split>.csv`, `.txt` or `.list`, a path and a class number a line, as PySlowFast and mmaction2 have them.
 
     Classes get their names from `classes.txt` or `label_map.txt`, a name a line, where there is one.
-
-    Source: the lists of PySlowFast and mmaction2.
     """
     named = next(filter(Path.is_file, (lists / name for name in ("classes.txt", "label_map.txt"))), None)
     labels = [label for _, (label,) in read_list(named, "(.+)")] if named else None
@@ -311,11 +303,5 @@ def _subfolders(folder: Path) -> set[str]:
     return {_plain(path.name) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-LAYOUTS: dict[str, Callable[[Path, Path], Listed]] = {
-    "annotated": read_annotated,
-    "kinetics": read_kinetics,
-    "ucf101": read_ucf101,
-    "hmdb51": read_hmdb51,
-    "path_label": read_path_label,
-    "folders": read_folders,
-}
+_READERS = (read_annotated, read_kinetics, read_ucf101, read_hmdb51, read_path_label, read_folders)
+LAYOUTS = {read.__name__.removeprefix("read_"): read for read in _READERS}  # by data.source

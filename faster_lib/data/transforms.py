@@ -25,10 +25,7 @@ class Cut(NamedTuple):
 
 
 def draw_cut(size_px: Sequence[int], data: Data, generator: torch.Generator | None = None) -> Cut:
-    """Draw short side, square and flip, as for training; without a generator take the central square of the test.
-
-    Args:
-        size_px: height and width of the frames.
+    """Draw short side, square and flip for training, from the frames' height and width; for the test take the centre.
 
     Source: FASTER, "shorter side is randomly sampled in [256, 320]"; the random crop follows Tran et al. 2018. The
         central one is ours: the paper's cost per clip is that of one 224 x 224 crop, and it does not say which.

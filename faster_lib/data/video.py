@@ -75,10 +75,8 @@ def is_video(path: Path) -> bool:
 
 
 class VideoReader:
-    """One open video; its length is its number of frames.
+    """One open video, read as its index says, or without an index as probing the whole file shows once.
 
-    Args:
-        file: what the index says of it; without an index the whole file is probed when it is opened first.
     Raises: VideoError if the file is missing, empty, not to be opened, or not as long as its index says.
     """
 
@@ -188,9 +186,7 @@ class _PyAV:
 def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
     """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
 
-    Args:
-        seen: called after each frame or few, so that whoever waits sees progress.
-        with_decord: whether decord may be tried, which ends or hangs the process at some files.
+    Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
     Raises: VideoError if no frame can be decoded, or more than a tenth of what should be there is not.
     """
     path, times, sums = Path(path), [], []
@@ -269,9 +265,6 @@ def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int],
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
     """Encode frames (T, H, W, 3) uint8, H and W even, as an H.264 `.mp4` in memory: the same bytes for the same frames.
 
-    Args:
-        crf: x264's constant rate factor, 0 (lossless) to 51.
-        gop_frames: at most this many frames between key frames; short groups make random access cheap.
     Raises: ValueError if the frames have another shape, type or an odd size.
     """
     if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
