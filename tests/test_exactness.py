@@ -1,5 +1,6 @@
 """Tests that the kit reads what ffmpeg shows, over codecs, containers and what their files say that is not so."""
 
+import io
 import struct
 
 import av
@@ -40,9 +41,10 @@ FILES = {
 }
 
 
-def remux(source, target, *, first: int = 0, ticks=None) -> None:
-    """Copy packets, with frame `first` at time 0, or at other times."""
-    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+def remux(source, target, *, first: int = 0, ticks=None, container=None) -> None:
+    """Copy packets, with frame `first` at time 0, or at other times; into a pipe where a container is named."""
+    out = Pipe(target) if container else str(target)
+    with av.open(str(source)) as given, av.open(out, "w", format=container) as made:
         stream = given.streams.video[0]
         copy = made.add_stream_from_template(stream)
         step = int(1 / (stream.time_base * stream.average_rate))
@@ -53,6 +55,20 @@ def remux(source, target, *, first: int = 0, ticks=None) -> None:
                     setattr(packet, name, at - first * step if ticks is None else ticks[round(at / step)] * step)
                 packet.stream = copy
                 made.mux(packet)
+
+
+class Pipe(io.RawIOBase):
+    """What cannot be gone back in, so that the container does not know its size."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content) -> int:
+        with self.path.open("ab") as file:
+            return file.write(bytes(content))
 
 
 def put_matrix(content: bytes, a: int, b: int, c: int, d: int) -> bytes:
@@ -82,6 +98,8 @@ def folder(tmp_path_factory):
         (folder / f"{name}.mp4").write_bytes(put_matrix(plain, *matrix))
     remux(folder / "h264.mp4", folder / "trimmed.mp4", first=11)
     remux(folder / "h264.mp4", folder / "late.mkv", first=-2500)
+    remux(folder / "mpeg4.avi", folder / "piped.avi", container="avi")
+    remux(folder / "h264.ts", folder / "wrapped.ts", first=20 - round(2**33 / 90000 * 25))
     write(folder / "plain.mp4", "libx264", pictures(FRAMES, *SIZE), bf="0", g="8")
     times = np.cumsum(np.random.default_rng(0).integers(1, 9, FRAMES)).tolist()
     for source, ending in (("plain.mp4", ".mkv"), ("plain.mp4", ".mp4"), ("plain.mp4", ".flv"), ("mpeg4.avi", ".avi")):

@@ -221,15 +221,15 @@ def _check_whole(path: Path, decoder: _PyAV, frames: int) -> None:
     stream, packets, size, announced = decoder.stream, decoder.packets, path.stat().st_size, _announced_bytes(path)
     if not frames or decoder.undecodable > (1 - _LEAST_SHARE) * packets:
         raise VideoError(f"{path}: {decoder.undecodable or packets} of its {packets} packets cannot be decoded")
-    if size < _LEAST_SHARE * announced:
+    if size < _LEAST_SHARE * (announced or 0):
         raise VideoError(f"{path}: {size} of the {announced} bytes that the container announces; truncated")
     reached, duration = decoder.end - (stream.start_time or 0), stream.duration or float("inf")
-    if not announced and packets < _LEAST_SHARE * stream.frames and reached < _LEAST_SHARE * duration:
+    if announced is None and packets < _LEAST_SHARE * stream.frames and reached < _LEAST_SHARE * duration:
         raise VideoError(f"{path}: {packets} of the {stream.frames} frames that the container announces; truncated")
 
 
-def _announced_bytes(path: Path) -> int:
-    """Give the size that an AVI or Matroska file says it has, 0 where it says none; other containers do not say."""
+def _announced_bytes(path: Path) -> int | None:
+    """Give the size that an AVI or Matroska file says it has, 0 where it was written as a stream; None for others."""
     with path.open("rb") as file:
         head = file.read(4096)
     place = head.find(b"\x18\x53\x80\x67\x01") + 5  # before the size of all of Matroska's content
@@ -238,7 +238,7 @@ def _announced_bytes(path: Path) -> int:
     elif head.startswith(b"\x1a\x45\xdf\xa3") and place > 4:
         place, size, unknown = place + 7, int.from_bytes(head[place : place + 7], "big"), 2**56 - 1
     else:
-        return 0
+        return None
     return place + size if 0 < size < unknown else 0
 
 
