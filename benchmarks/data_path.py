@@ -37,8 +37,8 @@ from faster_lib.data.datasets import (
     random_clip_start,
     uniform_clip_starts,
 )
-from faster_lib.data.transforms import eval_transform, train_transform
-from faster_lib.data.video import encode_h264
+from faster_lib.data.transforms import cut_frames, draw_cut
+from faster_lib.data.video import File, encode_h264
 from faster_lib.profiles import load_profile
 from faster_lib.training.ranks import limited_threads
 
@@ -76,10 +76,10 @@ class Pattern(NamedTuple):
             video, generator = self.videos.videos[number], None
             if self.is_random:
                 generator = generator_for(SEED, epoch, number)
-                starts = [random_clip_start(video.frames, L, generator)]
+                starts = [random_clip_start(video.file.frames, L, generator)]
             else:
-                starts = uniform_clip_starts(video.frames, L, DATA.video_frames // L)
-            clips = [clip_frame_indices(start, L, video.frames) for start in starts]
+                starts = uniform_clip_starts(video.file.frames, L, DATA.video_frames // L)
+            clips = [clip_frame_indices(start, L, video.file.frames) for start in starts]
             yield video.path, clips, generator
 
 
@@ -93,7 +93,8 @@ def write_files(folder: Path) -> VideoList:
         frames = np.stack([picture[t : t + HEIGHT_PX, s : s + WIDTH_PX] for t, s in zip(tops, lefts, strict=True)])
         content = encode_h264(frames, fps=FPS, crf=23, gop_frames=GOPS[number % len(GOPS)])
         (folder / f"{number}.mp4").write_bytes(content)
-    return VideoList(tuple(Video(folder / f"{n}.mp4", frames=length) for n, length in enumerate(lengths)), ("any",))
+    files = [File(length, FPS, WIDTH_PX, HEIGHT_PX, "h264", "decord") for length in lengths]
+    return VideoList(tuple(Video(folder / f"{n}.mp4", 0, file) for n, file in enumerate(files)), ("any",))
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
@@ -123,16 +124,7 @@ def by_pyav(job: Job) -> int:
     with av.open(str(path)) as file:
         found = dict(_decode(file, wanted[0], wanted[-1], set(wanted)))
     frames = torch.from_numpy(np.stack([found[i] for clip in clips for i in clip]))
-    if generator is None:
-        cut = eval_transform(frames, short_side_px=DATA.test_short_side_px, crop_px=DATA.crop_px)
-    else:
-        cut = train_transform(
-            frames,
-            short_side_px=DATA.train_short_side_px,
-            crop_px=DATA.crop_px,
-            is_flip_allowed=DATA.flip,
-            generator=generator,
-        )
+    cut = cut_frames(frames, draw_cut(frames.shape[1:3], DATA, generator)).movedim(-1, 0)
     torch.stack(cut.split(L, dim=1))
     return len(frames)
 

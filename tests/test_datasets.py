@@ -21,14 +21,14 @@ from faster_lib.data.datasets import (
     generator_for,
     load_batches,
 )
-from faster_lib.data.transforms import eval_transform
-from faster_lib.data.video import VideoError, encode_h264, open_video, read_frames
+from faster_lib.data.transforms import cut_frames, draw_cut
+from faster_lib.data.video import VideoError, VideoReader, encode_h264
 
 
 def frames_of(path, indices=None) -> torch.Tensor:
     """Frames as clips have them: (3, T, H, W)."""
-    reader = open_video(path)
-    return read_frames(reader, range(len(reader)) if indices is None else indices, path=path).permute(3, 0, 1, 2)
+    reader = VideoReader(path)
+    return reader.read(range(len(reader)) if indices is None else indices).permute(3, 0, 1, 2)
 
 
 def start_of(clip: torch.Tensor, whole: torch.Tensor) -> int:
@@ -98,7 +98,7 @@ def test_uniform_clips_equal_the_same_frames_read_and_cut_directly(videos, make_
     item, *_ = video_clips(videos, data, num_clips=3)[2]
     for clip, start in zip(item[0], (0, 28, 56), strict=True):
         frames = frames_of(videos.videos[2].path, range(start, start + 8)).permute(1, 2, 3, 0)
-        assert torch.equal(clip, eval_transform(frames, short_side_px=36, crop_px=32))
+        assert torch.equal(clip, cut_frames(frames, draw_cut((40, 40), data)).movedim(-1, 0))
 
 
 def test_views_are_sorted_clips_with_one_cut_each_that_differ_and_come_again(videos, make_data):
@@ -191,7 +191,7 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
 
 
 def test_a_video_that_is_not_as_long_as_its_index_says_is_an_error(videos, make_data):
-    other = replace(videos.videos[1], frames=63)
+    other = replace(videos.videos[1], file=videos.videos[1].file._replace(frames=63))
     indexed = replace(videos, videos=(videos.videos[0], other, *videos.videos[2:]))
     with pytest.raises(VideoError, match=r"train_00001.mp4: has 64 frames, but 63 when it was indexed"):
         video_clips(indexed, make_data())[1]

@@ -1,8 +1,12 @@
 """Tests of the forms in which data sets come: the official lists, their quirks, and the whole kit through each."""
 
+import logging
+import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faster_lib import Schedule
@@ -10,6 +14,7 @@ from faster_lib.data import index
 from faster_lib.data.datasets import VideoList
 from faster_lib.data.index import Indexed, index_videos, list_videos, load_videos, videos_key
 from faster_lib.data.synthetic import CLASSES
+from faster_lib.data.video import encode_h264
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Data, Profile, load_profile, parse_profile
 from tests.foreign_layouts import FOREIGN_LAYOUTS, plan_layout, write_layout
@@ -92,7 +97,7 @@ def test_all_layouts_hold_the_same_videos_with_the_same_classes(layouts, tmp_pat
         assert Counter(video.target for video in test.videos) == Counter(range(16)), "every class once"
         labels[layout] = [plain(test.classes[video.target]) for video in test.videos]
         video = test.videos[labels[layout].index("leftblue")]
-        frames[layout] = video.read(video.open(), range(64)).float()
+        frames[layout] = video.open().read(range(64)).float()
     assert all(sorted(each) == sorted(labels["folders"]) for each in labels.values())
     for layout, shown in frames.items():
         assert shown.shape == (64, 40, 40, 3)
@@ -188,13 +193,13 @@ def test_the_lists_of_ucf101_end_in_crlf_and_spell_a_class_in_two_ways(tmp_path)
         ("ucf101", {"classInd.txt": "1 Run\n"}, {}, FileNotFoundError, "trainlist01.txt"),
         ("ucf101", {"classInd.txt": "1 Run\n", "trainlist01.txt": "Walk/v.avi 1\n"}, {}, ValueError, "'Walk/v.avi 1'"),
         ("ucf101", {"classInd.txt": "1 Run\n", **dict.fromkeys(UCF101_LISTS, "Run/v.avi 1\n")}, {}, ValueError,
-         "v.avi in train and in test of fold 1"),
+         "testlist01.txt, line 1: .*v.avi in train and in test of fold 1"),
         ("hmdb51", {"a.txt": ""}, {}, FileNotFoundError, "<class>_test_split1.txt"),
         ("hmdb51", {"run_test_split1.txt": "a.avi 1 \n"}, {}, FileNotFoundError, "run_test_split2.txt"),
         ("hmdb51", {"run_test_split1.txt": "a.avi 3 \n"}, {}, ValueError, "'a.avi 3' does not end in a flag"),
         ("path_label", {"train.csv": "a b.mp4 one\n"}, {}, ValueError, "'a b.mp4 one' is not a path and a class"),
         ("path_label", {"train.csv": "a.mp4 1\n", "classes.txt": "run\n"}, {}, ValueError, "class 1 .*none of the 1"),
-        ("path_label", {"train.csv": "a.mp4 1\na.mp4 0\n"}, {}, ValueError, "a.mp4 as '1' and as '0'"),
+        ("path_label", {"train.csv": "a.mp4 1\na.mp4 0\n"}, {}, ValueError, "line 1 .*a.mp4 as '1', .*line 2 as '0'"),
         ("folders", {"run/a.mp4": "", "train.txt": "walk/a.mp4\n"}, {}, ValueError, "no class folder"),
         ("folders", {"train.txt": ""}, {}, ValueError, "no video is listed in"),
         ("path_label", {}, {}, FileNotFoundError, "there must be one such as train.csv"),
@@ -207,6 +212,90 @@ def test_wrong_lists_are_an_error_that_names_the_file_and_quotes_the_line(
 ):
     with pytest.raises(error, match=quoted):
         list_videos(data_of(source, **{"root": write(tmp_path, files), **changes}))
+
+
+def test_every_file_of_a_folder_is_found_through_links_but_what_is_hidden_or_no_video(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    disk, root = tmp_path / "disk", tmp_path / "root"
+    content = encode_h264(np.zeros((2, 32, 32, 3), np.uint8), fps=25, crf=30, gop_frames=2)
+    names = [
+        "a.MTS",
+        "b.ts",
+        "c.VOB",
+        "d.gif",
+        "e.ogv",
+        "f.3g2",
+        "g.m1v",
+        "h.divx",
+        "no ending",
+        "caf\xe9.mp4",
+        "i.mp4",
+    ]
+    for name in [os.fsencode(name) for name in names] + [b"old\xe9.mp4", b"._i.mp4", b".hidden.mp4", b"gone.divx"]:
+        path = Path(os.fsdecode(os.fsencode(disk / "run") + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"cut off" if name == b"gone.divx" else content)
+    write(
+        disk,
+        {"run/.ipynb_checkpoints/i.mp4": "x", "run/a.txt": "x", "run/b.csv": "x", "run/c.jpg": "x", "run/d.xyz": "x"},
+    )
+    write(root, {"train/sit/j.mp4": "x"})
+    (root / "train" / "run").symlink_to(disk / "run")
+    (disk / "run" / "back").symlink_to(root / "train")  # a circle
+    (root / "train" / "sit" / "k.mp4").symlink_to(disk / "run" / "i.mp4")
+    (root / "train" / "sit" / "l.mp4").symlink_to(disk / "nowhere.mp4")
+    rows, labels = list_videos(data_of("folders", root))
+    wanted = {f"train/run/{name}" for name in [*names, os.fsdecode(b"old\xe9.mp4")]}
+    assert {row.path for row in rows if row.label == "run" and "/back/" not in row.path} == wanted
+    assert {row.path for row in rows if row.label == "sit"} == {f"train/sit/{name}.mp4" for name in "jkl"}
+    assert labels == ["run", "sit"] and "are no videos" in caplog.text
+    profile = profile_of("folders", root, num_classes=2)
+    videos = found(profile, "train", tmp_path / "runs")
+    assert len(videos) == len(wanted) + 1 and videos.census.missing == 1 and videos.census.corrupt == 1
+    assert all(len(video.open()) == 2 for video in videos.videos)
+
+
+def test_kinetics_is_found_on_another_disk_through_a_link(tmp_path):
+    write(tmp_path / "disk", {"yoga/abc_000000_000009.mp4": "x"})
+    lists = {"a.csv": "label,youtube_id,time_start,time_end,split\n yoga ,abc,0,9, train\n"}
+    (write(tmp_path / "root", lists) / "train").symlink_to(tmp_path / "disk")
+    rows, labels = list_videos(data_of("kinetics", tmp_path / "root"))
+    assert [row[:4] for row in rows] == [("train/yoga/abc_000000_000009.mp4", "yoga", 0, "train")] and labels == [
+        "yoga"
+    ]
+
+
+NFD = unicodedata.normalize("NFD", "caf\xe9")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize(
+    "stored", ["caf\xe9", NFD, os.fsdecode(b"caf\xe9")], ids=["composed", "decomposed", "old bytes"]
+)
+@pytest.mark.parametrize("source", ["annotated", "path_label", "folders"])
+def test_a_name_is_found_however_list_and_disk_write_it(tmp_path, source, stored, encoding):
+    lists = {
+        "annotated": ("annotations.csv", 'path,label,split\r\n"run/caf\xe9 1.mp4", r\xfcn ,train\r\n'),
+        "path_label": ("train.txt", '"run/caf\xe9 1.mp4" 0\n'),
+        "folders": ("train.txt", "'run/caf\xe9 1.mp4'\n"),
+    }
+    path = write(tmp_path, {"run/x.txt": ""}) / "run" / f"{stored} 1.mp4"
+    path.write_bytes(b"x")
+    name, text = lists[source]
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    ((row,), (label,)) = list_videos(data_of(source, tmp_path))
+    assert tmp_path / row.path == path and label == row.label == {"annotated": "r\xfcn", "path_label": "0"}.get(
+        source, "run"
+    )
+
+
+def test_lines_that_repeat_or_contradict_others_are_named_by_file_and_line(tmp_path, caplog):
+    root = write(tmp_path, {"train.txt": "a.mp4 1\n\nb.mp4 0\na.mp4 1\nb.mp4 0\n"})
+    assert len(list_videos(data_of("path_label", root))[0]) == 2
+    assert f"2 lines repeat others and count once, the first of them: {root / 'train.txt'}, line 4" in caplog.text
+    write(tmp_path, {"train.txt": "a.mp4 1\n", "val.txt": "b.mp4 1\n\na.mp4 0\n"})
+    with pytest.raises(ValueError, match=r"train.txt, line 1 lists .*a.mp4 as '1', .*val.txt, line 3 as '0'"):
+        list_videos(data_of("path_label", root))
 
 
 def test_two_files_that_fit_one_line_are_an_error(tmp_path):

@@ -2,11 +2,15 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faster_lib.data import datasets
+from faster_lib.data.video import encode_h264
 from faster_lib.paths import ROOT
 
 
@@ -37,3 +41,51 @@ def test_a_worker_whose_main_process_is_gone_starts_no_further_part(tmp_path, mo
 def test_no_bar_of_the_library_overrules_the_environment_variable_that_turns_bars_off():
     for path in (ROOT / "faster_lib").rglob("*.py"):
         assert not re.search(r"disable=(?!True)", path.read_text(encoding="utf-8")), path
+
+
+SCAN = """
+import os
+from pathlib import Path
+from faster_lib import Faster, build_aggregator, build_backbone, load_profile, score_videos
+from faster_lib.data.datasets import VideoClips
+from faster_lib.data.index import index_videos, load_videos
+from faster_lib.profiles import parse_profile
+
+runs = Path(os.environ["SCRATCH"])
+content = load_profile("smoke").model_dump(mode="json")
+content["data"] |= {"source": "folders", "root": str(runs), "video_frames": 16, "num_classes": 2}
+profile = parse_profile(content | {"name": "mine", "scene": None}, source="a script")
+index_videos(profile, runs=runs)
+videos = load_videos(profile, "test", runs=runs)
+networks = [build_backbone("r2d_26", num_classes=2, width=1 / 64) for _ in range(2)]
+model = Faster(*networks, build_aggregator("gru", networks[0].channels), "EC", 2).eval()
+clips = VideoClips(videos, profile.data, clip_frames=8, num_clips=2, views=0, seed=0)
+print([tuple(scores.shape) for scores, _ in score_videos(model, clips)])
+"""
+GENERATION = """
+from faster_lib.data.index import load_videos
+from faster_lib.profiles import load_profile
+import os
+from pathlib import Path
+smoke = load_profile("smoke")
+small = dict(frames=16, size_px=40, videos={"train": 4}, shots=(1, 1), shortest_shot_frames=8)
+smoke = smoke.model_copy(update={"scene": smoke.scene.model_copy(update=small)})
+print(len(load_videos(smoke, "train", runs=Path(os.environ["SCRATCH"]))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "script", "said"),
+    [("file", GENERATION + SCAN, "4\n[(1, 2), (1, 2)]\n"), ("stdin", SCAN, "[(1, 2), (1, 2)]\n")],
+    ids=["file", "stdin"],
+)
+def test_a_plain_script_makes_scans_and_scores_videos_at_its_top_level(tmp_path, way, script, said):
+    frames = np.random.default_rng(0).integers(0, 255, (16, 40, 40, 3), dtype=np.uint8)
+    for label in ("run", "sit"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        (tmp_path / "test" / label / "a.mp4").write_bytes(encode_h264(frames, fps=25, crf=30, gop_frames=8))
+    (tmp_path / "script.py").write_text(script)
+    given = {"args": [sys.executable, tmp_path / "script.py"]} if way == "file" else {"args": [sys.executable, "-"]}
+    place = os.environ | {"SCRATCH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(**given, input=script, env=place, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr[-2000:]

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 
 from faster_lib.data.datasets import EpochDraws, Video, VideoList
 from faster_lib.data.synthetic import CLASSES, plan_videos, write_planned
+from faster_lib.data.video import File
 from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
@@ -54,7 +55,10 @@ def first_videos(tmp_path_factory):
         folder, settings, labels = tmp_path_factory.mktemp("videos"), profile.backbone_training, sorted(CLASSES)
         plan = plan_videos(profile.scene, settings.split, has_folds=fold is not None)
         plan = [video for video in plan if video.split.split()[(fold or 1) - 1] == settings.split]
-        videos = [Video(folder / each.name, labels.index(each.label), profile.scene.frames) for each in plan]
+        file = File(
+            profile.scene.frames, width_px=profile.scene.size_px, height_px=profile.scene.size_px, decoder="decord"
+        )
+        videos = [Video(folder / each.name, labels.index(each.label), file) for each in plan]
         largest = max(stage1.count_batch_videos(settings, L) for each, _, L in TRIED if each.name == name)
         draws = EpochDraws(len(plan), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead
         needed = sorted({number for batch in draws for _, number in batch})

@@ -20,13 +20,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from faster_lib.data.transforms import eval_transform, train_transform
-from faster_lib.data.video import VideoError, open_video, read_frames
+from faster_lib.data.transforms import Cut, cut_frames, draw_cut
+from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.profiles import Data
 
-Draws = torch.Generator | None  # None where nothing is drawn: uniform clips, cut centrally
 Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
-_STEP_FRAMES = 16  # decoded at a time where all clips of a video are: few enough that memory is used again, not anew
+_STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
 _REPLACED = "A worker stopped while some jobs were given to the executor"
@@ -34,23 +33,15 @@ _REPLACED = "A worker stopped while some jobs were given to the executor"
 
 @dataclass(frozen=True)
 class Video:
-    """One readable video; what its index says of it, or None and "decord" where it has none."""
+    """One readable video, and what its index says of it; without an index, the file is read whole at first."""
 
     path: Path
     target: int = 0
-    frames: int | None = None
-    decoder: str = "decord"  # or "decord_in_order", where frames must be decoded from the beginning
+    file: File | None = None
 
-    def open(self) -> Any:
+    def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        reader = open_video(self.path)
-        if self.frames not in (None, length := len(reader)):
-            raise VideoError(f"{self.path}: has {length} frames, but {self.frames} when it was indexed; index it again")
-        return reader
-
-    def read(self, reader: Any, indices: Sequence[int]) -> torch.Tensor:
-        """Decode frames from the open file, freshly opened where the decoder goes in order: (n, H, W, 3) uint8, RGB."""
-        return read_frames(reader, indices, path=self.path, is_seekable=self.decoder == "decord")
+        return VideoReader(self.path, self.file)
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 def clip_frame_indices(start: int, clip_frames: int, num_frames: int) -> list[int]:
-    """List the frames of the clip that begins at `start`, looping over a video that is too short."""
+    """List the frames of the clip from `start` on, looping over a video that is too short."""
     if not 0 <= start < num_frames:
         raise ValueError(f"a clip cannot start at frame {start} of a video with {num_frames} frames")
     return [(start + i) % num_frames for i in range(clip_frames)]
@@ -160,17 +151,34 @@ class RandomClips(Dataset):
     seed: int
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
-        video, generator, clips = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
+        video, generator, views = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
         try:
+            reader = video.open()
             for _ in range(self.clips_per_video):
-                reader = video.open()
                 start = random_clip_start(len(reader), self.clip_frames, generator)
-                frames = video.read(reader, clip_frame_indices(start, self.clip_frames, len(reader)))
-                del reader  # as long as it lives, it decodes on in the background
-                clips.append(_cut(frames, self.data, generator))
+                indices = clip_frame_indices(start, self.clip_frames, len(reader))
+                views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+            return Item(read_views(reader, views).movedim(-1, 1), video.target, draw[1])
         except VideoError as error:
             return Item(torch.empty(0), video.target, draw[1], str(error))
-        return Item(stack_clips(clips) if len(clips) > 1 else clips[0][None], video.target, draw[1])
+
+
+def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) -> torch.Tensor:
+    """Read the frames of each view and cut them, every frame decoded once, a few at a time since they may be large.
+
+    Shape: n times T places of frames -> (n, T, crop, crop, 3) uint8
+    """
+    wanted, size = np.array([indices for indices, _ in views]), views[0][1].crop_px  # (n, T)
+    needed, step = np.unique(wanted), min(_STEP_FRAMES, reader.at_once)
+    clips = np.empty((*wanted.shape, size, size, 3), dtype=np.uint8)
+    for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
+        frames = reader.read(numbers.tolist())
+        for clip, indices, (_, cut) in zip(clips, wanted, views, strict=True):
+            places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
+            if len(places):
+                rows = np.searchsorted(numbers, indices[places])
+                clip[places] = cut_frames(frames[rows.min() : rows.max() + 1], cut).numpy()[rows - rows.min()]
+    return torch.from_numpy(clips)
 
 
 def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -188,10 +196,7 @@ def collate(items: Sequence[Item]) -> Batch:
 
 @dataclass(frozen=True)
 class EpochDraws:
-    """Endless shuffled epochs cut into batches of (epoch, place), from iteration `first` on, so that training resumes.
-
-    Each batch is dealt out into `parts`, of which `mine` are given one after the other.
-    """
+    """Endless shuffled epochs as batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
 
     num_videos: int
     _: KW_ONLY
@@ -218,11 +223,7 @@ class EpochDraws:
 
 @dataclass(frozen=True, eq=False)
 class VideoClips(Dataset):
-    """All N clips of a video, the frames decoded once.
-
-    Args:
-        views: 0 for uniform clips cut centrally, as in the test; in stage 2's training so many times N random clips in
-            temporal order, each time with a random cut.
+    """All N clips of a video: uniform ones cut centrally, as in the test, or `views` times random ones, in order.
 
     Shape: item -> (max(views, 1), N, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for learning to aggregate".
@@ -241,42 +242,18 @@ class VideoClips(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         video = self.videos.videos[index]
-        reader = video.open()
-        generators = [generator_for(self.seed, view, index) for view in range(self.views)] or [None]
-        wanted = np.array([self._draw_indices(len(reader), generator) for generator in generators])  # (views, N * L)
-        needed = np.unique(wanted)
-        views = torch.empty(*wanted.shape, *[self.data.crop_px] * 2, 3, dtype=torch.uint8)
-        step = _STEP_FRAMES if video.decoder == "decord" else len(needed)
-        for numbers in (needed[first : first + step] for first in range(0, len(needed), step)):
-            frames = video.read(reader, numbers.tolist())
-            for view, indices, generator in zip(views, wanted, generators, strict=True):
-                places = np.flatnonzero((numbers[0] <= indices) & (indices <= numbers[-1]))
-                if len(places):
-                    rows = np.searchsorted(numbers, indices[places])
-                    again = generator and generator.clone_state()  # all parts of a view are cut alike
-                    cut = _cut(frames[rows.min() : rows.max() + 1], self.data, again).movedim(0, -1)
-                    view.numpy()[places] = cut.numpy()[rows - rows.min()]
-        clips = views.unflatten(1, (self.num_clips, self.clip_frames))
+        reader, views = video.open(), []
+        size = (len(reader), self.clip_frames, self.num_clips)
+        for generator in [generator_for(self.seed, view, index) for view in range(self.views)] or [None]:
+            starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
+            indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
+            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target, index)
-
-    def _draw_indices(self, length: int, generator: Draws) -> list[int]:
-        size = (length, self.clip_frames, self.num_clips)
-        starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
-        return [i for start in starts for i in clip_frame_indices(start, self.clip_frames, length)]
-
-
-def _cut(frames: torch.Tensor, data: Data, generator: Draws) -> torch.Tensor:
-    if generator is None:
-        return eval_transform(frames, short_side_px=data.test_short_side_px, crop_px=data.crop_px)
-    sizes = {"short_side_px": data.train_short_side_px, "crop_px": data.crop_px}
-    return train_transform(frames, **sizes, is_flip_allowed=data.flip, generator=generator)
 
 
 def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
-    """Load in so many threads, ahead and in order, or with 0 in the one that asks; errors come in their items' places.
-
-    Decoding, scaling and copying leave Python's lock to others, what threads load needs no copy, and nothing is forked.
-    """
+    """Load in so many threads, ahead, in order, or with 0 in the one that asks; errors come in their items' places."""
     if workers == 0:
         yield from map(load, given)
         return
@@ -313,18 +290,13 @@ def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]],
     return load_ahead(load, draws, workers)
 
 
-def count_cores() -> int:
-    """Give how many cores this process may use, by its affinity and its container's limits too."""
-    return cpu_count()
+count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 
 
 def run_all(
     function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
 ) -> None:
-    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 stand for this one.
-
-    What it gives is dropped; `bar` tells the progress bar more.
-    """
+    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
     parts = list(parts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _REPLACED)

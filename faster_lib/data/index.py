@@ -4,19 +4,20 @@ Everything else reads only that file, and never opens a video that is missing or
 in a worker process that may abort or hang without harm. Generated videos have such a file in their folder.
 """
 
-import argparse
 import csv
 import hashlib
 import io
 import logging
-import multiprocessing
 import os
-from collections import Counter, defaultdict
+import signal
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import TimeoutError as LimitReached
 from concurrent.futures import as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
@@ -26,28 +27,27 @@ from tqdm import tqdm
 from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.lists import Indexed, folder_of, list_videos, name_in
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
-from faster_lib.data.video import File, VideoError, probe_video
+from faster_lib.data.video import DECODERS, SCANNED_BY, File, VideoError, find_stat, probe_video
 from faster_lib.paths import RUNS
-from faster_lib.profiles import Profile, load_profile
+from faster_lib.profiles import Profile
 from faster_lib.store import Entry, hash_of, naming, remove_partials, write_whole
 
 log = logging.getLogger(__name__)
 _warn_once = lru_cache(log.warning)
 
 INDEX = "index.csv"
-TIME_LIMIT_SECONDS = 60.0  # for a file, and
-SECONDS_PER_MB = 5.0  # more for each megabyte: one core reads 100 frames of 340 x 256 in that time if it is slow
-_LENGTHS = (8, 16, 32)  # of clips, for which the summary counts the videos that are shorter. Source: Table 2
-_MOST_NAMED = 20  # of the unreadable and of the duplicate videos that the summary names
+LIMIT_SECONDS = 60.0  # for the next frame of a file that is scanned
+_ENDS = {  # of a worker, by the machine and not by what is in the file
+    -signal.SIGALRM: "unread: no frame came in time",
+    -signal.SIGKILL: "unread: the system ended its decoder, as it does where memory is short",
+}
 
 
 def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training: bool = False) -> VideoList:
     """Find a split's readable videos; generated ones are made where they are missing, real ones stand in the index.
 
-    Args:
-        is_training: refuse a split of which too many videos are missing or corrupt.
-    Raises: FileNotFoundError without an index; ValueError if it has no such split or not the profile's number of
-        classes, or if too many videos are unreadable.
+    Raises: FileNotFoundError without an index; ValueError if it has no such split, not the profile's number of classes,
+        or no readable video, and for training if too many are unreadable.
     """
     if profile.scene is None:
         table, root = _existing_index(profile, runs), folder_of(profile.data.root)
@@ -64,8 +64,10 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
         raise ValueError(f"{table} has no split {split!r}; it has {', '.join(sorted({*words} - {'', '-'}))}")
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
     kept = [row for row in chosen if not row.file.problem]
+    if others := {row.file.decoder for row in kept} - {*DECODERS}:
+        raise ValueError(f"{table} names the decoder {others.pop()!r}; run: make index PROFILE={profile.name}")
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
-    videos = tuple(Video(root / path, target, file.frames, file.decoder) for path, _, target, _, file in kept)
+    videos = tuple(Video(root / path, target, file) for path, _, target, _, file in kept)
     found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
     _check_share(found.census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
     return found
@@ -74,7 +76,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
     """Name what the videos of a split are, by what decides it: the scene, or the index; no video is made or read."""
     if profile.scene is None:
-        depends = {"index": hashlib.sha256(_existing_index(profile, runs).read_bytes()).hexdigest()}
+        depends = {"index": _content(_existing_index(profile, runs))[0]}
     else:
         depends = _plan_entry(profile, split, runs)[0].depends
     return hash_of({**depends, "split": split, "fold": profile.data.fold})
@@ -88,9 +90,19 @@ def clips_key_facts(profile: Profile) -> dict[str, Any]:
 
 def read_index(table: Path) -> list[Indexed]:
     """Read an index as it was written."""
-    with table.open(newline="", encoding="utf-8") as file:
-        _, *lines = csv.reader(file)
-    return [Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines]
+    return list(_content(table)[1])
+
+
+def _content(table: Path) -> tuple[str, tuple[Indexed, ...]]:
+    return _read_once(table, table.stat().st_size, table.stat().st_mtime_ns)
+
+
+@lru_cache(2)  # a study asks for it in each of its cells
+def _read_once(table: Path, size: int, modified_ns: int) -> tuple[str, tuple[Indexed, ...]]:
+    content = table.read_bytes()
+    _, *lines = _from_csv(content)
+    rows = (Indexed(line[0], line[1], int(line[2]), line[3], _parse(line[4:])) for line in lines)
+    return hashlib.sha256(content).hexdigest(), tuple(rows)
 
 
 def _parse(texts: Sequence[str]) -> File:
@@ -100,7 +112,11 @@ def _parse(texts: Sequence[str]) -> File:
 def _as_csv(*rows: Iterable[Any]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")  # names of files may be any bytes
+
+
+def _from_csv(content: bytes) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline="")))
 
 
 def write_index(table: Path, rows: Sequence[Indexed], labels: Sequence[str]) -> None:
@@ -161,62 +177,76 @@ def index_videos(profile: Profile, *, runs: Path = RUNS) -> list[Indexed]:
 
 
 def scan(
-    paths: Iterable[Path], root: Path, memory: Path, *, workers: int, time_limit: float = TIME_LIMIT_SECONDS
+    paths: Iterable[Path], root: Path, memory: Path, *, workers: int, limit_seconds: float = LIMIT_SECONDS
 ) -> dict[Path, File]:
-    """Read files side by side, those that `memory` does not know with their size and time of change.
+    """Read files side by side, those that `memory` does not know with their size, time of change, and decoders.
 
-    A row of `memory` is written as soon as it is known, so that an interrupted scan goes on. A file may take
-    `time_limit` seconds, and more by its size.
+    A row of it is written as soon as it is known, so that an interrupted scan goes on; what the machine failed at is
+    tried again. A file is given up where no frame comes for `limit_seconds`.
     """
     with FileLock(f"{memory}.lock"):
         known, found, todo = _read_memory(memory), {}, {}
         for path in paths:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                found[path] = File(problem=f"missing: no such file ({error.strerror})")
+            if (stat := find_stat(path)) is None:
+                found[path] = File(problem="missing: no such file")
                 continue
             modified_ns, found[path] = known.get(name_in(root, path), (0, File()))
             if (modified_ns, found[path].bytes) != (stat.st_mtime_ns, stat.st_size):
                 todo[path] = stat
         if todo:  # the memory whole first, whatever an interruption left at its end
-            write_whole(memory, _as_csv(*((name, time, *file) for name, (time, file) in known.items())))
+            write_whole(memory, _as_csv(*((name, time, *file, SCANNED_BY) for name, (time, file) in known.items())))
             sizes = {path: stat.st_size for path, stat in todo.items()}
-            for path, found[path] in _read_files(sizes, workers, time_limit):
-                with naming(memory), memory.open("ab") as rows:
-                    rows.write(_as_csv((name_in(root, path), todo[path].st_mtime_ns, *found[path])))
+            for path, found[path] in _read_files(sizes, workers, limit_seconds):
+                row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
+                if not found[path].problem.startswith("unread"):
+                    with naming(memory), memory.open("ab") as rows:
+                        rows.write(_as_csv(row))
     return found
 
 
 def _read_memory(memory: Path) -> dict[str, tuple[int, File]]:
-    """Give the rows by path; half a line, as an interruption or a full disk leaves it, counts as none."""
+    """Give the rows by path; those of other decoders, and half a line as an interruption leaves it, count as none."""
     content = memory.read_bytes() if memory.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1].decode()
-    lines = csv.reader(io.StringIO(whole, newline=""))
-    return {line[0]: (int(line[1]), _parse(line[2:])) for line in lines}
+    lines = _from_csv(content[: content.rfind(b"\n") + 1])
+    return {line[0]: (int(line[1]), _parse(line[2:-1])) for line in lines if line[-1] == SCANNED_BY}
 
 
-def _read_files(sizes: dict[Path, int], workers: int, time_limit: float) -> Iterator[tuple[Path, File]]:
-    context = multiprocessing.get_context("forkserver")  # decord's open readers would not survive a fork of this one
+class _Server(ForkServerContext):
+    """Starts workers that do not import the caller's script, which may be no more than calls at its top level."""
+
+    class Process(ForkServerProcess):
+        def start(self) -> None:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = main
+
+
+def _read_files(
+    sizes: dict[Path, int], workers: int, limit_seconds: float, with_decord: bool = True
+) -> Iterator[tuple[Path, File]]:
+    context = _Server()  # decord's open readers would not survive a fork of this process
     context.set_forkserver_preload([__name__])
-    pool, futures = ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush), {}
+    pool, futures, again = ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush), {}, {}
     try:
         for path, size in sizes.items():
-            limit = time_limit + SECONDS_PER_MB * size / 1e6
-            futures[pool.schedule(_read_file, args=[path, size], timeout=limit)] = path
+            futures[pool.schedule(_read_file, args=[path, size, limit_seconds, with_decord])] = path
         for future in tqdm(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
             path = futures.pop(future)
             try:
                 yield path, future.result()
-            except LimitReached as error:
-                fault = f"corrupt: reading it took more than {error.args[1]:.0f} s"
-                yield path, File(bytes=sizes[path], problem=fault)
             except ProcessExpired as error:
-                fault = f"corrupt: the decoder aborted (exit code {error.exitcode})"
-                yield path, File(bytes=sizes[path], problem=fault)
+                if with_decord:
+                    again[path] = sizes[path]
+                else:
+                    aborted = f"corrupt: the decoder aborted (exit code {error.exitcode})"
+                    yield path, File(bytes=sizes[path], problem=_ENDS.get(error.exitcode, aborted))
     finally:
         pool.stop()
         pool.join()
+    if again:
+        yield from _read_files(again, workers, limit_seconds, with_decord=False)
 
 
 def _hush() -> None:
@@ -224,65 +254,17 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _read_file(path: Path, size: int) -> File:
-    """Read one file, in a worker process."""
-    sha256 = ""
+def _read_file(path: Path, size: int, limit_seconds: float, with_decord: bool) -> File:
+    """Read one file, in a worker process that ends where no frame comes in time."""
+    found, watch = File(bytes=size), partial(signal.setitimer, signal.ITIMER_REAL, limit_seconds)
     try:
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return probe_video(path)._replace(bytes=size, sha256=sha256)
-    except (VideoError, OSError, MemoryError) as error:
-        reason = f"{error}".removeprefix(f"{path}: ") or type(error).__name__
-        return File(bytes=size, sha256=sha256, problem=f"corrupt: {reason}")
-
-
-def summarise(rows: Sequence[Indexed]) -> str:
-    """Say what an index holds: expected, missing, corrupt, too short, and what is in more than one split."""
-    columns = "{:<14}{:>9}{:>9}{:>8}{:>8}  {}".format
-    lines = [columns("split", "expected", "readable", "missing", "corrupt", "shorter than L = 8, 16, 32, and looped")]
-    splits: dict[str, list[File]] = defaultdict(list)
-    places: dict[str, dict[str, str]] = defaultdict(dict)  # by content: the splits it is in, and a path in each
-    for row in rows:
-        places[row.file.sha256].setdefault(row.split, row.path)
-        words = row.split.split()
-        for fold, word in enumerate(words, start=1):
-            splits[f"{word}, fold {fold}" if len(words) > 1 else word].append(row.file)
-    for split, files in splits.items():
-        if not split.startswith("-"):
-            count = Counter(file.problem.split(":")[0] for file in files)
-            short = (str(sum(not file.problem and file.frames < length for file in files)) for length in _LENGTHS)
-            counts = (len(files), *(count[key] for key in ("", "missing", "corrupt")))
-            lines.append(columns(split, *counts, ", ".join(short)))
-    files = {row.path: row.file for row in rows}
-    codecs = Counter(f"{file.codec} read by {file.decoder}" for file in files.values() if not file.problem)
-    lines.append("codec: " + ", ".join(f"{codec} ({number})" for codec, number in codecs.most_common()))
-    places.pop("", None)  # of what could not be read
-    folds = {sha256: zip(*map(str.split, found), strict=True) for sha256, found in places.items()}
-    shared = [places[sha256] for sha256, words in folds.items() if any(len({*fold} - {"-"}) > 1 for fold in words)]
-    lines += _name_some("unreadable", [f"{path}: {file.problem}" for path, file in files.items() if file.problem])
-    lines += _name_some("the same content in two splits", [", ".join(map(": ".join, e.items())) for e in shared])
-    return "\n".join(lines)
-
-
-def _name_some(what: str, found: list[str]) -> list[str]:
-    more = [f"  ... and {len(found) - _MOST_NAMED} more, in the index"] if len(found) > _MOST_NAMED else []
-    return [f"{what}: {len(found)}", *(f"  {each}" for each in found[:_MOST_NAMED]), *more]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Index the videos of a profile's data set, and say what is missing, corrupt, too short or there twice."""
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.data.index", description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="a file in params/ of real videos")
-    profile = load_profile(parser.parse_args(arguments).profile)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if profile.scene is not None:
-        raise SystemExit(f"params/{profile.name}.yaml is of generated videos, which need no index")
-    try:
-        rows = index_videos(profile, runs=RUNS)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"{error}") from error
-    log.info("%s\nindex: %s", summarise(rows), RUNS / profile.name / INDEX)
-
-
-if __name__ == "__main__":
-    main()
+            found = found._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        watch()
+        return probe_video(path, seen=watch, with_decord=with_decord)._replace(bytes=size, sha256=found.sha256)
+    except VideoError as error:
+        return found._replace(problem=f"corrupt: {str(error).removeprefix(f'{path}: ')}")
+    except (OSError, MemoryError) as error:
+        return found._replace(problem=f"unread: {str(error) or type(error).__name__}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

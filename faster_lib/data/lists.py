@@ -8,19 +8,25 @@ import csv
 import hashlib
 import itertools
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
-from faster_lib.data.video import File
+from faster_lib.data.video import File, is_video
 from faster_lib.paths import DATA
 from faster_lib.profiles import FOLDED, Data
 
 log = logging.getLogger(__name__)
+_plain = partial(normalize, "NFC")  # one form of an accent, however it is stored
 
-VIDEO_SUFFIXES = {".3gp", ".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+_VIDEO = ".3g2 .3gp .asf .avi .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv"
+_OTHER = ".bmp .csv .gz .jpeg .jpg .json .list .md .mp3 .npy .npz .part .pkl .png .py .tar .txt .wav .webp .xml .zip"
+VIDEO_SUFFIXES, OTHER_SUFFIXES = set(_VIDEO.split()), set(_OTHER.split())  # files of any other ending are tried
 _SPLITS = ("train", "val", "test")
 _KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 _SPLIT_NAMES = {"validate": "val", "validation": "val"}  # as the older release of Kinetics writes it
@@ -36,8 +42,17 @@ class Indexed(NamedTuple):
     file: File = File()
 
 
-# Path, label, split and fold (1 where the set has none) of each line; and the labels in the order of their targets.
-Listed = tuple[list[tuple[Path, str, str, int]], list[str]]
+class Line(NamedTuple):
+    """What one line of a list says of a video; the fold is 1 where the set has none."""
+
+    path: Path
+    label: str
+    split: str
+    fold: int
+    where: str
+
+
+Listed = tuple[list[Line], list[str]]  # and the labels in the order of their targets
 
 
 def folder_of(path: str) -> Path:
@@ -56,23 +71,29 @@ def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
             where = f"data.{key} is {getattr(data, key)!r}, but {path} is no folder"
             raise FileNotFoundError(f"{where}; relative paths start from {DATA}, or from FASTER_DATA")
     listed, labels = LAYOUTS[data.source](root, lists)
-    has_folds, words, label_of = data.source in FOLDED, {}, {}
-    for path, label, split, fold in listed:
-        if len(split.split()) != 1:
-            raise ValueError(f"{lists} lists {path} in the split {split!r}, whose name must be one word")
-        if label_of.setdefault(path, label) != label:
-            raise ValueError(f"{lists} lists {path} as {label_of[path]!r} and as {label!r}")
-        row = words.setdefault((path, "" if has_folds else split), ["-"] * (3 if has_folds else 1))
-        if row[fold - 1] not in ("-", split):
-            raise ValueError(f"{lists} lists {path} in {row[fold - 1]} and in {split} of fold {fold}")
-        row[fold - 1] = split
-    if not words:
+    if not listed:
         raise ValueError(f"no video is listed in {lists} (data.source is {data.source!r})")
-    if repeated := len(listed) - sum(word != "-" for row in words.values() for word in row):
-        log.warning("%d lines in %s repeat others and count once", repeated, lists)
-    targets = {label: target for target, label in enumerate(labels)}
-    videos = ((name_in(root, path), label_of[path], " ".join(row)) for (path, _), row in words.items())
-    return [Indexed(name, label, targets[label], split) for name, label, split in videos], labels
+    joined, targets = _join(listed, 3 if data.source in FOLDED else 1), {label: i for i, label in enumerate(labels)}
+    return [Indexed(name_in(root, v.path), v.label, targets[v.label], " ".join(row)) for v, row in joined], labels
+
+
+def _join(listed: Sequence[Line], folds: int) -> list[tuple[Line, list[str]]]:
+    """Join the lines of each video: the first of them, and its split in each fold; without folds, a split apart."""
+    firsts, words, repeated = {}, {}, []
+    for line in listed:
+        if len(line.split.split()) != 1:
+            raise ValueError(f"{line.where}: the split {line.split!r} must be one word")
+        first = firsts.setdefault(line.path, line)
+        if first.label != line.label:
+            raise ValueError(f"{first.where} lists {line.path} as {first.label!r}, {line.where} as {line.label!r}")
+        _, row = words.setdefault((line.path, folds > 1 or line.split), (line, ["-"] * folds))
+        before, row[line.fold - 1] = row[line.fold - 1], line.split
+        if before not in ("-", line.split):
+            raise ValueError(f"{line.where}: {line.path} in {before} and in {line.split} of fold {line.fold}")
+        repeated += [line.where] * (before != "-")
+    if repeated:
+        log.warning("%d lines repeat others and count once, the first of them: %s", len(repeated), repeated[0])
+    return list(words.values())
 
 
 def name_in(root: Path, path: Path) -> str:
@@ -81,8 +102,31 @@ def name_in(root: Path, path: Path) -> str:
 
 
 def video_files(folder: Path) -> list[Path]:
-    """List the video files below a folder, by their endings, in the order of their paths."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    """List the video files below a folder in the order of their paths, through links, and none that is hidden."""
+    found, others = [], []
+    for path in _walk(folder):
+        suffix = path.suffix.lower()
+        (found if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and is_video(path)) else others).append(
+            path
+        )
+    if others:
+        log.info("%d files below %s are no videos, such as %s", len(others), folder, others[0])
+    return found
+
+
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    if (real := os.path.realpath(folder)) in above:  # a link back to where it is
+        return
+    with os.scandir(folder) as entries:
+        shown = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in shown:
+        yield from _walk(folder / name, (*above, real)) if is_folder else (folder / name,)
+
+
+def _find(root: Path, name: str) -> Path:
+    """Find the file that a list names, in whatever form its name is stored: as it is, decomposed, or in old bytes."""
+    forms = (name, normalize("NFD", name), os.fsdecode(name.encode("cp1252", "ignore")))
+    return next((root / form for form in forms if os.path.lexists(root / form)), root / name)
 
 
 def _finder(root: Path) -> Callable[..., Path]:
@@ -93,12 +137,12 @@ def _finder(root: Path) -> Callable[..., Path]:
     """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in video_files(root):
-        by_name[path.stem.casefold()].append(path)
+        by_name[_plain(path.stem).casefold()].append(path)
 
     def find(expected: str, *, split: str = "", is_case_free: bool = False) -> Path:
         wanted = Path(expected)
         found = by_name.get(wanted.stem.casefold(), [])
-        found = [path for path in found if is_case_free or path.stem == wanted.stem]
+        found = [path for path in found if is_case_free or _plain(path.stem) == wanted.stem]
         for folder in (wanted.parent.name.casefold(), split):
             found = [path for path in found if folder in (part.casefold() for part in path.parent.parts)] or found
         if len(found) > 1:
@@ -108,22 +152,34 @@ def _finder(root: Path) -> Callable[..., Path]:
     return find
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
-    return header, lines
+def read_list(path: Path, pattern: str = "", fault: str = "") -> list[tuple[str, list[str]]]:
+    """Read any list: the place of each line that is not empty, and its fields without quotes and blanks around them.
 
-
-def _read_lines(path: Path, pattern: str, fault: str) -> list[tuple[str, ...]]:
-    """Give the groups of a pattern in each line; raises ValueError that quotes the line that does not match it."""
+    The fields are the groups of a pattern, or without one what stands between commas. Raises FileNotFoundError without
+    a file, and ValueError that says the fault of a line that does not match.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}")
-    found = []
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
-        if not (match := re.fullmatch(pattern, line)):
-            raise ValueError(f"{path}: {line!r} {fault}")
-        found.append(match.groups())
+    content, found = path.read_bytes(), []
+    for encoding in ("utf-16",) if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "cp1252", "latin-1"):
+        try:
+            text = _plain(content.decode(encoding))
+            break
+        except UnicodeDecodeError:
+            log.warning("%s is not in %s", path, encoding.removesuffix("-sig").upper())
+    for number, line in enumerate(re.split("\r\n?|\n", text), start=1):
+        line, where = _unquote(line) if pattern else line.strip(), f"{path}, line {number}"
+        if pattern and line and not (match := re.fullmatch(pattern, line)):
+            raise ValueError(f"{where}: {line!r} {fault}")
+        if line:
+            fields = match.groups() if pattern else next(csv.reader([line], skipinitialspace=True))
+            found.append((where, [_unquote(field) for field in fields]))
     return found
+
+
+def _unquote(text: str) -> str:
+    match = re.fullmatch(r"""(["'])((?:(?!\1).)+)\1""", text.strip())
+    return (match[2] if match else text).strip()
 
 
 def read_annotated(root: Path, lists: Path) -> Listed:
@@ -131,90 +187,82 @@ def read_annotated(root: Path, lists: Path) -> Listed:
     path, columns = root / "annotations.csv", ["path", "label", "split"]
     if not path.is_file():
         raise FileNotFoundError(f"no annotation file {path}; it must have the columns {','.join(columns)}")
-    header, lines = _read_csv(path)
+    (_, header), *lines = read_list(path) or [("", [])]
     if header != columns:
         raise ValueError(f"{path} has the columns {header}; they must be {','.join(columns)}")
-    for number, line in enumerate(lines, start=2):
-        if len(line) != 3 or not all(line):
-            raise ValueError(f"{path}, line {number}: {line} is not one path, label and split")
-    return [(root / name, label, split, 1) for name, label, split in lines], sorted({line[1] for line in lines})
+    if wrong := [f"{where}: {line}" for where, line in lines if len(line) != 3 or not all(line)]:
+        raise ValueError(f"{wrong[0]} is not one path, label and split")
+    listed = [Line(_find(root, name), label, split, 1, where) for where, (name, label, split) in lines]
+    return listed, sorted({line.label for line in listed})
 
 
 def read_kinetics(root: Path, lists: Path) -> Listed:
-    """Read every CSV of Kinetics' form; files are `<id>_<start>_<end>`, times padded to 6 digits, in any folder.
+    """Read every CSV of Kinetics' form, of either release (`validate` or `val`, with or without `is_cc`).
 
-    Source: Kay et al. 2017, both releases of the lists (`validate` or `val`, with or without quotes and `is_cc`).
+    Files are `<id>_<start>_<end>`, times padded to 6 digits, in any folder. Source: Kay et al. 2017.
     """
     find, listed, width = _finder(root), [], len(_KINETICS_COLUMNS)
     for path in sorted(lists.glob("*.csv")):
-        header, lines = _read_csv(path)
-        for number, line in enumerate(lines if header[:width] == _KINETICS_COLUMNS else (), start=2):
+        (_, header), *lines = read_list(path) or [("", [])]
+        for where, line in lines if header[:width] == _KINETICS_COLUMNS else ():
             try:
                 label, key, *times, split = line[:width]
                 start, end = (f"{int(float(time)):06d}" for time in times)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {line} is no row of Kinetics") from error
-            split = _SPLIT_NAMES.get(split.strip(), split.strip())
-            listed.append((find(f"{key}_{start}_{end}.mp4", split=split), label, split, 1))
+                raise ValueError(f"{where}: {line} is no row of Kinetics") from error
+            split = _SPLIT_NAMES.get(split, split)
+            listed.append(Line(find(f"{key}_{start}_{end}.mp4", split=split), label, split, 1, where))
     if not listed:
         raise FileNotFoundError(f"no CSV in {lists} has the columns {','.join(_KINETICS_COLUMNS)}")
-    return listed, sorted({label for _, label, _, _ in listed})
+    return listed, sorted({line.label for line in listed})
 
 
 def read_ucf101(root: Path, lists: Path) -> Listed:
-    """Read `classInd.txt`, `trainlist01.txt` to `testlist03.txt`; classes keep their official order.
-
-    Source: Soomro et al. 2012, "ucfTrainTestlist"; it spells 128 names in another case than the files.
-    """
+    """Read Soomro et al. 2012, `ucfTrainTestlist`, which spells 128 names in another case than the files."""
     lists = next((path.parent for path in lists.glob("**/classInd.txt")), lists)
-    numbered = _read_lines(lists / "classInd.txt", r"(\d+)\s+(\S+)", "is not a number and a class")
-    labels = [label for _, label in sorted(numbered, key=lambda pair: int(pair[0]))]
+    numbered = read_list(lists / "classInd.txt", r"(\d+)\s+(\S+)", "is not a number and a class")
+    labels = [label for _, label in sorted((int(number), label) for _, (number, label) in numbered)]
     known, find, listed = {label.casefold(): label for label in labels}, _finder(root), []
     pattern = rf"(?i)(({'|'.join(map(re.escape, labels))})/\S+).*"  # training lists end in the class number
     for fold, split in itertools.product((1, 2, 3), ("train", "test")):
         path = lists / f"{split}list{fold:02d}.txt"
-        for name, label in _read_lines(path, pattern, "is of no class in classInd.txt"):
-            listed.append((find(name, is_case_free=True), known[label.casefold()], split, fold))
+        for where, (name, label) in read_list(path, pattern, "is of no class in classInd.txt"):
+            listed.append(Line(find(name, is_case_free=True), known[label.casefold()], split, fold, where))
     return listed, labels
 
 
 def read_hmdb51(root: Path, lists: Path) -> Listed:
-    """Read `<class>_test_split<fold>.txt` of all classes: flag 1 is training, 2 test, 0 neither.
-
-    Source: Kuehne et al. 2011, "testTrainMulti_7030_splits".
-    """
+    """Read Kuehne et al. 2011, `<class>_test_split<fold>.txt`: flag 1 is training, 2 test, 0 neither."""
     firsts = sorted(lists.glob("**/*_test_split1.txt"))
     if not firsts:
         raise FileNotFoundError(f"no <class>_test_split1.txt in {lists}")
     labels, find, listed = [path.name.removesuffix("_test_split1.txt") for path in firsts], _finder(root), []
     for label, fold in itertools.product(labels, (1, 2, 3)):
         path = firsts[0].with_name(f"{label}_test_split{fold}.txt")
-        for name, flag in _read_lines(path, "(.*) ([012])", "does not end in a flag 0, 1 or 2"):
+        for where, (name, flag) in read_list(path, "(.*) ([012])", "does not end in a flag 0, 1 or 2"):
             if flag != "0":
-                listed.append((find(f"{label}/{name}"), label, {"1": "train", "2": "test"}[flag], fold))
+                listed.append(Line(find(f"{label}/{name}"), label, {"1": "train", "2": "test"}[flag], fold, where))
     return listed, labels
 
 
 def read_path_label(root: Path, lists: Path) -> Listed:
-    """Read `<split>.csv`, `.txt` or `.list` with a path and a class number a line, parted by a blank, comma or tab.
+    """Read `<split>.csv`, `.txt` or `.list`, a path and a class number a line, as PySlowFast and mmaction2 have them.
 
     Classes get their names from `classes.txt` or `label_map.txt`, a name a line, where there is one.
-
-    Source: the lists of PySlowFast and mmaction2.
     """
     named = next(filter(Path.is_file, (lists / name for name in ("classes.txt", "label_map.txt"))), None)
-    labels = [label for (label,) in _read_lines(named, "(.+)", "")] if named else None
+    labels = [label for _, (label,) in read_list(named, "(.+)")] if named else None
     names = ([lists / f"{split}{end}" for end in (".csv", ".txt", ".list")] for split in _SPLITS)
     found, numbered = [path for each in names for path in [*filter(Path.is_file, each)][:1]], []
     if not found:
         raise FileNotFoundError(f"no list in {lists}: there must be one such as train.csv, train.txt or train.list")
     for path in found:
-        for name, number in _read_lines(path, r"(.+?)[ ,\t]+(\d+)", "is not a path and a class number"):
+        for where, (name, number) in read_list(path, r'(.+?)[ ,;\t]+"?(\d+)"?', "is not a path and a class number"):
             if labels is not None and int(number) >= len(labels):
-                raise ValueError(f"{path}: class {number} of {name} is none of the {len(labels)} that have a name")
-            numbered.append((root / name, int(number), path.stem))
-    labels = labels or [str(number) for number in range(1 + max((number for _, number, _ in numbered), default=-1))]
-    return [(path, labels[number], split, 1) for path, number, split in numbered], labels
+                raise ValueError(f"{where}: class {number} of {name} is none of the {len(labels)} that have a name")
+            numbered.append((where, name, int(number), path.stem))
+    labels = labels or [str(i) for i in range(1 + max((number for _, _, number, _ in numbered), default=-1))]
+    return [Line(_find(root, name), labels[i], split, 1, where) for where, name, i, split in numbered], labels
 
 
 def read_folders(root: Path, lists: Path) -> Listed:
@@ -228,30 +276,32 @@ def read_folders(root: Path, lists: Path) -> Listed:
         if path.is_file():
             labels |= (known := _subfolders(root))
             pattern = rf"(({'|'.join(map(re.escape, known))})[/\\].*)"
-            lines = _read_lines(path, pattern, f"is in no class folder of {root}")
-            listed += [(root / name.replace("\\", "/"), label, split, 1) for name, label in lines]
+            for where, (name, label) in read_list(path, pattern, f"is in no class folder of {root}"):
+                listed.append(Line(_find(root, name.replace("\\", "/")), label, split, 1, where))
         elif folder.is_dir():
             labels |= _subfolders(folder)
-            listed += [(path, path.relative_to(folder).parts[0], split, 1) for path in video_files(folder)]
+            listed += _of_folders(folder, split)
     if not labels:
         log.info("%s has no list and no folder of a split: the hash of its path puts each video in one", root)
-        labels = _subfolders(root)
-        for path in video_files(root):
-            name = path.relative_to(root).as_posix()
-            tenth = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10
-            listed.append((path, name.split("/")[0], {8: "val", 9: "test"}.get(tenth, "train"), 1))
-    return [video for video in listed if video[1] in labels], sorted(labels)
+        labels, listed = _subfolders(root), _of_folders(root)
+    return [line for line in listed if line.label in labels], sorted(labels)
+
+
+def _of_folders(folder: Path, split: str = "") -> list[Line]:
+    """List the videos of folders that are named by class; without a split, the hash of each path chooses one."""
+    listed = []
+    for path in video_files(folder):
+        name = path.relative_to(folder)
+        tenth = int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16) % 10
+        listed.append(
+            Line(path, _plain(name.parts[0]), split or {8: "val", 9: "test"}.get(tenth, "train"), 1, str(path))
+        )
+    return listed
 
 
 def _subfolders(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return {_plain(path.name) for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-LAYOUTS: dict[str, Callable[[Path, Path], Listed]] = {
-    "annotated": read_annotated,
-    "kinetics": read_kinetics,
-    "ucf101": read_ucf101,
-    "hmdb51": read_hmdb51,
-    "path_label": read_path_label,
-    "folders": read_folders,
-}
+_READERS = (read_annotated, read_kinetics, read_ucf101, read_hmdb51, read_path_label, read_folders)
+LAYOUTS = {read.__name__.removeprefix("read_"): read for read in _READERS}  # by data.source

@@ -2,15 +2,13 @@
 
 A video's class is a pair (motion, context). The evidence for either is spread over the whole video:
 
-- *Motion* is the direction in which the actors move. In a share of the videos they show only as random flicker, each
-  pixel's polarity drawn anew in each frame. A linear temporal filter, such as the first layer of R2D-26, then carries
-  hardly a sign of direction, while a network that rectifies before it looks along time can follow the flicker. So the
-  expensive network is better at motion *by construction*; the kit says so wherever it reports that.
+- *Motion* is the direction in which the actors move. In a share of the videos they show only as random flicker, which
+  a linear temporal filter, such as the first layer of R2D-26, cannot follow, and a network that rectifies first can. So
+  the expensive network is better at motion *by construction*; the kit says so wherever it reports that.
 - *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
 
-Neighbouring clips are redundant: shots last for dozens of frames. Videos differ in how hard they are: each draws the
-strength of its tint and the share of its frames with action, and in a share of the videos both are cut to a part, so
-that some are hardly legible to anybody. Labels are balanced, and nothing else tells them.
+Neighbouring clips are redundant: shots last for dozens of frames. Each video draws how strong its tint is and how long
+its action; some are hardly legible to anybody. Labels are balanced, and nothing else tells them.
 """
 
 import itertools
@@ -44,11 +42,7 @@ class Planned(NamedTuple):
 
 
 def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
-    """List the videos of one split; raises ValueError if the scene does not have it.
-
-    With folds, those of train and test are one list: the first fold tests the scene's test, the others as many videos
-    of its train.
-    """
+    """List the videos of a split; with folds, those of train and test are one list, of which each fold tests a part."""
     if split not in scene.videos:
         raise ValueError(f"unknown split {split!r}; the scene has {', '.join(scene.videos)}")
     is_pooled = has_folds and split in ("train", "test")

@@ -3,56 +3,51 @@
 Clips stay uint8 until `models.clips.normalise`, which runs on the device: a quarter of the bytes to move.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from faster_lib.profiles import Data
+
 RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
 
-_PIECE_FRAMES = 8  # scaled at a time: few enough that they stay in the cache, and that their memory is used again
+
+class Cut(NamedTuple):
+    """How all frames of a clip, or of a view of a video, are scaled, cut to a square and flipped."""
+
+    scaled_px: list[int]  # height, width
+    top: int
+    left: int
+    crop_px: int
+    is_flipped: bool
 
 
-def train_transform(
-    frames: torch.Tensor,
-    *,
-    short_side_px: tuple[int, int],
-    crop_px: int,
-    is_flip_allowed: bool,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Scale the short side to a random size, cut a random square, and flip half of the clips where the label allows it.
+def draw_cut(size_px: Sequence[int], data: Data, generator: torch.Generator | None = None) -> Cut:
+    """Draw short side, square and flip for training, from the frames' height and width; for the test take the centre.
 
-    All frames of a call share one draw.
-
-    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8, colours last in memory
-    Source: FASTER, "shorter side is randomly sampled in [256, 320]"; the crop follows Tran et al. 2018.
+    Source: FASTER, "shorter side is randomly sampled in [256, 320]"; the random crop follows Tran et al. 2018. The
+        central one is ours: the paper's cost per clip is that of one 224 x 224 crop, and it does not say which.
     """
-    side = int(torch.randint(short_side_px[0], short_side_px[1] + 1, (), generator=generator))
-    scaled_px = resize_short_side(frames[:1], side).shape[-2:]
-    top, left = (int(torch.randint(size - crop_px + 1, (), generator=generator)) for size in scaled_px)
-    is_flipped = is_flip_allowed and bool(torch.randint(2, (), generator=generator))
-    cut = frames.new_empty(len(frames), crop_px, crop_px, 3)
-    for piece, place in zip(frames.split(_PIECE_FRAMES), cut.split(_PIECE_FRAMES), strict=True):
-        scaled = resize_short_side(piece, side)[..., top : top + crop_px, left : left + crop_px]
-        place.copy_((scaled.flip(-1) if is_flipped else scaled).movedim(1, -1))
-    return cut.movedim(-1, 0)
+
+    def draw(first: int, last: int) -> int:
+        return int(torch.randint(first, last + 1, (), generator=generator))
+
+    side = draw(*data.train_short_side_px) if generator else data.test_short_side_px
+    scaled = [side * length // min(size_px) for length in size_px]
+    spare = [length - data.crop_px for length in scaled]
+    top, left = (draw(0, most) if generator else round(most / 2) for most in spare)
+    return Cut(scaled, top, left, data.crop_px, bool(generator and data.flip and draw(0, 1)))
 
 
-def eval_transform(frames: torch.Tensor, *, short_side_px: int, crop_px: int) -> torch.Tensor:
-    """Scale the short side and cut the central square.
+def cut_frames(frames: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """Scale, cut and flip frames.
 
-    Shape: (T, H, W, 3) uint8 -> (3, T, crop_px, crop_px) uint8, where possible a view
-    Source: ours; the paper's cost per clip is that of one 224 x 224 crop, and it does not say which.
-    """
-    clip = resize_short_side(frames, short_side_px)
-    return F.center_crop(clip, [crop_px, crop_px]).transpose(0, 1)
-
-
-def resize_short_side(frames: torch.Tensor, side_px: int) -> torch.Tensor:
-    """Scale frames so that the shorter side has `side_px` pixels.
-
-    Shape: (T, H, W, 3) uint8 -> (T, 3, H', W') uint8
+    Shape: (T, H, W, 3) uint8 -> (T, crop_px, crop_px, 3) uint8
     """
     clip = frames.permute(0, 3, 1, 2)  # (T, 3, H, W)
-    if min(clip.shape[-2:]) == side_px:
-        return clip
-    return F.resize(clip, [side_px], antialias=True)
+    if list(clip.shape[-2:]) != cut.scaled_px:
+        clip = F.resize(clip, cut.scaled_px, antialias=True)
+    clip = clip[..., cut.top : cut.top + cut.crop_px, cut.left : cut.left + cut.crop_px]
+    return (clip.flip(-1) if cut.is_flipped else clip).movedim(1, -1)

@@ -1,13 +1,20 @@
-"""Reading and writing video files: the only place where decord and PyAV enter."""
+"""Reading and writing video files: the only place where decord and PyAV enter.
+
+The frames that PyAV decodes from the first one on are the video's. decord is the quicker one out of order, but where it
+cannot decode it repeats other frames, so it reads those files only in which a scan found PyAV's frames to the bit.
+"""
 
 import io
 import os
 import re
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch  # before decord: loaded after it, PyTorch's convolutions crash
 
@@ -18,11 +25,11 @@ import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
-BATCH_BYTES = 2**25  # of frames decoded at a time where a whole video is read
-_SEEKS = 6  # places of a video at which random access is tried, those near key frames first
-# Where these were read out of order, decord gave other frames now and then, not always the same ones: never rely on it.
-_NEVER_SEEKABLE = ("h263", "mpeg4", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2")
-_LEAST_SHARE = 0.9  # of the frames that a container announces; containers are off by one or two now and then
+SCANNED_BY = f"{DECODER}, av {version('av')}"  # likewise, other verdicts on files
+DECODERS = ("decord", "pyav", "pyav_in_order")
+HELD_BYTES = 2**25  # of whole frames in memory at a time where clips are cut from them or a scan reads them
+_LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
+_WAITS_SECONDS = (0.1, 1.0, 5.0)  # before a file is looked at again where a disk fails
 
 
 class VideoError(RuntimeError):
@@ -37,116 +44,227 @@ class File(NamedTuple):
     width_px: int = 0
     height_px: int = 0
     codec: str = ""
-    decoder: str = ""  # "decord", or "decord_in_order" where frames read out of order are not those read in order
+    decoder: str = ""  # "decord", "pyav", or "pyav_in_order" where a seek leads to other frames
     bytes: int = 0
     sha256: str = ""
-    problem: str = ""  # empty, or "missing: ..." or "corrupt: ..."
+    problem: str = ""  # empty, or "missing: ...", "corrupt: ...", or "unread: ..." where the machine failed
 
 
-def open_video(path: str | Path) -> decord.VideoReader:
-    """Open one video for random access; raises VideoError if it is missing, empty, or holds no decodable stream."""
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
+def find_stat(path: Path) -> os.stat_result | None:
+    """Look at a file; None where it does not exist. After another error it is tried again, at last the error raised."""
+    for wait in (*_WAITS_SECONDS, None):
+        try:
+            return path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def is_video(path: Path) -> bool:
+    """Try whether a file holds moving pictures, which a still image, a text and a song with its cover do not."""
+    try:
+        with av.open(os.fspath(path), metadata_errors="replace") as file:
+            name, stream = file.format.name, file.streams.best("video")
+            is_still = "image2" in name or name == "tty" or name.endswith("_pipe")
+            return not (stream is None or is_still or av.stream.Disposition.attached_pic in stream.disposition)
+    except Exception:  # whatever PyAV raises for what it cannot open
+        return False
+
+
+class VideoReader:
+    """One open video, read as its index says, or without an index as probing the whole file shows once.
+
+    Raises: VideoError if the file is missing, empty, not to be opened, or not as long as its index says.
+    """
+
+    def __init__(self, path: str | Path, file: File | None = None):
+        self.path = path = Path(path)
+        if (stat := find_stat(path)) is None:
+            raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
+        file = file or _probe_once(path, stat.st_size, stat.st_mtime_ns)
+        self.size_px = height, width = file.height_px, file.width_px
+        self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
+        try:
+            is_decord = file.decoder == "decord"
+            self._decoder = _Decord(path) if is_decord else _PyAV(path, file.frames, file.decoder == "pyav")
+        except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
+            raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from error
+        self.key_frames = self._decoder.key_frames
+        if file.frames != len(self):
+            raise VideoError(f"{path}: has {len(self)} frames, but {file.frames} when it was indexed; index it again")
+
+    def __len__(self) -> int:
+        return self._decoder.length
+
+    def read(self, indices: Sequence[int]) -> torch.Tensor:
+        """Decode frames, repeats allowed: (len(indices), H, W, 3) uint8, RGB; raises VideoError if one fails."""
+        try:
+            return self._decoder.read(list(indices))
+        except Exception as error:
+            where = f"{self.path}: cannot decode frames {min(indices)} to {max(indices)} of {len(self)}"
+            raise VideoError(f"{where} ({_first_line(error)}); the file may be truncated") from error
+
+
+class _Decord:
+    def __init__(self, path: Path):
+        self._reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
+        self.length, self.key_frames = len(self._reader), list(self._reader.get_key_indices())
+
+    def read(self, indices: list[int]) -> torch.Tensor:
+        return from_dlpack(self._reader.get_batch(indices).to_dlpack())  # where decord wrote them, no copy
+
+
+class _PyAV:
+    """Frames by PyAV: on from the last one read, or from a key frame found by its time, or from the first one again."""
+
+    def __init__(self, path: Path, length: int = 0, is_exact: bool = False):
+        self.path, self.length, self.key_frames, self.times = path, length, [], None
+        self.packets, self.undecodable, self.end, self.sizes = 0, 0, 0, {}
+        self._begin()
+        if is_exact:
+            packets = [p for p in self.file.demux(self.stream) if p.size and not p.is_discard]
+            times = [p.dts if p.pts is None else p.pts for p in packets]
+            self.times = {moment: i for i, moment in enumerate(sorted(times))}
+            keys = sorted(self.times[moment] for moment, p in zip(times, packets, strict=True) if p.is_keyframe)
+            self.length, self.key_frames = len(packets), keys
+            self._begin()
+
+    def _begin(self) -> None:
+        self.file = av.open(os.fspath(self.path), metadata_errors="replace")
+        self.stream = self.file.streams.best("video")
+        self.stream.codec_context.thread_count = 1
+        self._scaler = av.video.reformatter.VideoReformatter()
+        self._next, self._frames = 0, enumerate(self._decode())
+
+    def read(self, indices: list[int]) -> torch.Tensor:
+        found = {i: self._find(i) for i in sorted(set(indices))}
+        return torch.from_numpy(np.stack([found[i] for i in indices]))
+
+    def read_each(self) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Give the time of each frame, and the frame: (H, W, 3) uint8, RGB."""
+        return ((frame.pts, self._picture(frame)) for _, frame in self._frames)
+
+    def _find(self, wanted: int) -> np.ndarray:
+        before, past = (bisect(self.key_frames, place) for place in (wanted, self._next))
+        if before and (wanted < self._next or before > past):
+            key = self.key_frames[before - 1]  # not the frame itself: a seek may end at the key frame after it
+            self.file.seek([*self.times][key], stream=self.stream)
+            self._frames = ((self.times[frame.pts], frame) for frame in self._decode())
+        elif wanted < self._next:
+            self._begin()
+        number, frame = next(pair for pair in self._frames if pair[0] >= wanted)
+        if number > wanted:
+            raise LookupError(f"frame {wanted} is not found")
+        self._next = wanted + 1
+        return self._picture(frame)
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        for packet in self.file.demux(self.stream):
+            self.packets += packet.size > 0
+            if packet.pts is not None:
+                self.end = max(self.end, packet.pts + (packet.duration or 0))
+            try:
+                for frame in packet.decode():
+                    self.sizes[frame.width, frame.height] = None
+                    yield frame
+            except av.error.InvalidDataError:  # ffmpeg leaves such a packet out
+                self.undecodable += 1
+
+    def _picture(self, frame: av.VideoFrame) -> np.ndarray:
+        """Convert a frame to RGB in the size of the first one, upright."""
+        picture = self._scaler.reformat(frame, *next(iter(self.sizes)), "rgb24").to_ndarray()
+        if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+            a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32)  # x' = ax + cy, y' = bx + dy
+            picture, signs = (picture, (d, a)) if a else (picture.swapaxes(0, 1), (b, c))
+            picture = picture[:: np.sign(signs[0]) or 1, :: np.sign(signs[1]) or 1]
+        return np.ascontiguousarray(picture)
+
+
+def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
+    """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
+
+    Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
+    Raises: VideoError if no frame can be decoded, or more than a tenth of what should be there is not.
+    """
+    path, times, sums = Path(path), [], []
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); generate or download it again")
     try:
-        reader = decord.VideoReader(os.fspath(path), ctx=decord.cpu(0), num_threads=1)
-        num_frames = len(reader)
-    except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
-        raise VideoError(f"{path}: not a readable video ({_first_line(error)}); it may be truncated") from error
-    if num_frames == 0:
-        raise VideoError(f"{path}: the video stream holds no frame; generate or download it again")
-    return reader
-
-
-def read_frames(
-    reader: decord.VideoReader, indices: Sequence[int], *, path: str | Path, is_seekable: bool = True
-) -> torch.Tensor:
-    """Decode the frames at `indices` (repeats allowed) from an open reader: (len(indices), H, W, 3) uint8, RGB.
-
-    Args:
-        is_seekable: whether the video's decoder is "decord"; others decode from the beginning, in a fresh reader.
-    Raises: VideoError if a frame cannot be decoded, naming `path`.
-    """
-    try:
-        if is_seekable:
-            return from_dlpack(reader.get_batch(list(indices)).to_dlpack())  # where decord wrote them, no copy
-        wanted = set(indices)
-        kept = {i: frame for i, frame in enumerate(_in_order(reader, max(wanted) + 1)) if i in wanted}
-        return torch.from_numpy(np.stack([kept[i] for i in indices]))
-    except Exception as error:
-        where = f"{path}: cannot decode frames {min(indices)} to {max(indices)} of {len(reader)}"
-        raise VideoError(f"{where} ({_first_line(error)}); the file may be truncated") from error
-
-
-def probe_video(path: str | Path) -> File:
-    """Read every frame of a video, then some of them out of order, and say what it is.
-
-    Raises: VideoError if it or a frame cannot be read, or a tenth of the frames that it announces is not there.
-    """
-    reader = open_video(path)
-    codec, fps, announced = _read_header(path)
-    sums, size = [], (0, 0)
-    try:
-        for frame in _in_order(reader):
+        decoder = _PyAV(path)
+        for moment, frame in decoder.read_each():
+            times.append(moment)
             sums.append(zlib.crc32(frame))
-            size = frame.shape[:2]
-    except Exception as error:
-        where = f"{path}: frame {len(sums)} or one soon after"
-        raise VideoError(f"{where} cannot be decoded ({_first_line(error)})") from error
-    if not sums or len(sums) < _LEAST_SHARE * announced:
-        raise VideoError(f"{path}: {len(sums)} of the {announced} frames that the container announces; truncated")
-    fps = fps or float(reader.get_avg_fps())
-    is_seekable = codec not in _NEVER_SEEKABLE and _is_seekable(path, sums, reader.get_key_indices())
-    return File(len(sums), round(fps, 3), size[1], size[0], codec, "decord" if is_seekable else "decord_in_order")
+            seen()
+    except MemoryError:
+        raise
+    except Exception as error:  # PyAV raises AttributeError where there is no stream of pictures, and more
+        fault = f"it cannot be read on after {len(sums)} frames" if sums else "not a readable video"
+        raise VideoError(f"{path}: {fault} ({_first_line(error)})") from error
+    _check_whole(path, decoder, len(sums))
+    stream, size = decoder.stream, frame.shape[1::-1]
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    file = File(len(sums), round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
+    for name in ("decord", "pyav")[not with_decord :] if len(decoder.sizes) == 1 else ():
+        if _reads_rightly(path, better := file._replace(decoder=name), times, sums, seen):
+            return better
+    return file
 
 
-def _read_header(path: str | Path) -> tuple[str, float, int]:
-    """Give the codec, the frames a second, and how many frames the container announces, 0 where it does not."""
+_probe_once = lru_cache(1024)(lambda path, size, modified_ns: probe_video(path))
+
+
+def _check_whole(path: Path, decoder: _PyAV, frames: int) -> None:
+    """Raise VideoError where too little of a video could be decoded, or less is there than its container announces."""
+    stream, packets, size, announced = decoder.stream, decoder.packets, path.stat().st_size, _announced_bytes(path)
+    if not frames or decoder.undecodable > (1 - _LEAST_SHARE) * packets:
+        raise VideoError(f"{path}: {decoder.undecodable or packets} of its {packets} packets cannot be decoded")
+    if size < _LEAST_SHARE * (announced or 0):
+        raise VideoError(f"{path}: {size} of the {announced} bytes that the container announces; truncated")
+    reached, duration = decoder.end - (stream.start_time or 0), stream.duration or float("inf")
+    if announced is None and packets < _LEAST_SHARE * stream.frames and reached < _LEAST_SHARE * duration:
+        raise VideoError(f"{path}: {packets} of the {stream.frames} frames that the container announces; truncated")
+
+
+def _announced_bytes(path: Path) -> int | None:
+    """Give the size that an AVI or Matroska file says it has, 0 where it was written as a stream; None for others."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    place = head.find(b"\x18\x53\x80\x67\x01") + 5  # before the size of all of Matroska's content
+    if head.startswith(b"RIFF"):
+        place, size, unknown = 8, int.from_bytes(head[4:8], "little"), 2**32 - 1
+    elif head.startswith(b"\x1a\x45\xdf\xa3") and place > 4:
+        place, size, unknown = place + 7, int.from_bytes(head[place : place + 7], "big"), 2**56 - 1
+    else:
+        return None
+    return place + size if 0 < size < unknown else 0
+
+
+def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
+    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down.
+
+    Where a packet is not one frame with its time, no seek is relied on: decord then gives other frames now and then.
+    """
     try:
-        with av.open(os.fspath(path)) as file:
-            stream = file.streams.best("video")
-            fps = float(stream.average_rate or 0)
-            seconds = float(stream.duration * stream.time_base) if stream.duration else (file.duration or 0) / 1e6
-            return stream.codec_context.codec.canonical_name, fps, stream.frames or int(fps * seconds)
-    except Exception as error:
-        raise VideoError(f"{path}: no video stream is found ({_first_line(error)})") from error
-
-
-def _in_order(reader: decord.VideoReader, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Decode all frames from the first on, or those before `stop`, some at a time: (H, W, 3) uint8."""
-    try:
-        frame = reader.next().asnumpy()
-    except StopIteration:
-        return
-    yield frame
-    step = max(1, BATCH_BYTES // frame.nbytes)
-    stop = len(reader) if stop is None else stop
-    for first in range(1, stop, step):
-        yield from reader.get_batch(list(range(first, min(first + step, stop)))).asnumpy()
-
-
-def _is_seekable(path: str | Path, sums: Sequence[int], key_frames: Sequence[int]) -> bool:
-    """Compare frames read out of order with those read in order: after, at and before key frames, going backwards."""
-    last = len(sums) - 1
-    spread = [key_frames[i * len(key_frames) // _SEEKS] for i in range(_SEEKS)] if len(key_frames) else []
-    places = sorted({min(max(k + d, 0), last) for k in [*spread, last // 2, last] for d in (-1, 0, 1)}, reverse=True)
-    one_by_one, at_once = open_video(path), open_video(path)
-    try:
-        found = [zlib.crc32(one_by_one.get_batch([i]).asnumpy()) for i in places]
-        found += [zlib.crc32(frame) for frame in at_once.get_batch(places[::-1]).asnumpy()]
-    except Exception:
+        if [*_PyAV(path, is_exact=True).times] != times:
+            return False
+        one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
+        near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
+        orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
+        for reader, part in ((r, p[i : i + n]) for r, p, n in orders for i in range(0, len(p), n)):
+            if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
+                return False
+            seen()
+    except (VideoError, TypeError):  # the latter where packets have no times
         return False
-    return found == [sums[i] for i in [*places, *places[::-1]]]
+    return True
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
     """Encode frames (T, H, W, 3) uint8, H and W even, as an H.264 `.mp4` in memory: the same bytes for the same frames.
 
-    Args:
-        crf: x264's constant rate factor, 0 (lossless) to 51.
-        gop_frames: at most this many frames between key frames; short groups make random access cheap.
     Raises: ValueError if the frames have another shape, type or an odd size.
     """
     if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
