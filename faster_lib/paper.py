@@ -16,6 +16,8 @@ cells of Table 4 (a ratio that needs more clips than there are), "N/A" for what 
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # How the last words of a column key decide its unit.
@@ -27,6 +29,7 @@ _UNITS = {
     "seconds": "seconds",
     "pre-training": "flag",
 }
+_NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
 
 # The tables line by line. Source: FASTER (AAAI 2020), the table of that number. The first line and the first cell of
 # every other line are our keys; all other cells are spelled as printed. " x ", the paper's multiplication sign,
@@ -117,30 +120,14 @@ class Reported:
     column: str
     printed: str
 
-    @property
-    def source(self) -> str:
-        """Where to find the cell."""
-        return f"FASTER (AAAI 2020), Table {self.table}, row {self.row!r}, column {self.column!r}"
 
-
-def _cells(line: str) -> list[str]:
-    return [" ".join(cell.split()) for cell in line.replace(" x ", "|").split("|")]
-
-
-def _parse(printed: str) -> float | str | None:
-    if printed in ("", "N/A"):
-        return None
-    return printed if printed in ("✓", "-") else float(printed)
-
-
-def _read(number: int, page: str) -> tuple[Reported, ...]:
-    header, *lines = page.strip().splitlines()
-    units = {column: next(_UNITS[end] for end in _UNITS if column.endswith(end)) for column in _cells(header)[1:]}
-    return tuple(
-        Reported(_parse(printed), unit, number, row, column, printed)
-        for row, *cells in map(_cells, lines)
-        for (column, unit), printed in zip(units.items(), cells, strict=True)
-    )
+def _read(number: int, page: str) -> Iterator[Reported]:
+    (_, *columns), *lines = (re.split(r" *\| *| x ", line.strip()) for line in page.strip().splitlines())
+    for row, *cells in lines:
+        for column, printed in zip(columns, cells, strict=True):
+            value = _NO_NUMBERS[printed] if printed in _NO_NUMBERS else float(printed)
+            unit = next(unit for end, unit in _UNITS.items() if column.endswith(end))
+            yield Reported(value, unit, number, row, column, printed)
 
 
 REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(number, page))
@@ -193,14 +180,7 @@ DISCREPANCIES = {
 }
 
 # x of the patterns 1:x that Table 4 fills, by clip length L; 0 stands for "All E". Source: Table 4, cells with a value.
-TABLE_4_RATIOS = {
-    L: tuple(
-        0 if cell.row == "All E" else int(cell.row.removeprefix("1:"))
-        for cell in table(4)
-        if cell.column == f"L={L} accuracy" and cell.value is not None
-    )
-    for L in (8, 16, 32)
-}
+TABLE_4_RATIOS = {8: (0, 1, 3, 7, 15, 31), 16: (0, 1, 3, 7, 15), 32: (0, 1, 3, 7)}
 
 # Frames processed per video, N x L. Source: "Setups for clip-level backbones" ("to be 256, i.e., N x L = 256").
 VIDEO_FRAMES = 256

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from faster_lib.flops import video_gmacs
 from faster_lib.models.aggregators import build_aggregator
@@ -94,11 +94,13 @@ def _draw(panel: Panel, ax: Axes) -> None:
         return
     spare = iter(_OTHERS)
     for series in panel.series:
-        _draw_series(series, STYLES.get(series.name) or next(spare), ax)
+        _draw_series(series, *(STYLES.get(series.name) or next(spare)), ax)
     ax.margins(panel.margin)
-    if panel.is_log:
+    if panel.is_log:  # plain numbers at the ticks asked for or else at 1, 2 and 5 of each decade
         ax.set_xscale("log")
-        _label_log_axis(ax, panel)
+        ax.xaxis.set_major_locator(FixedLocator(panel.ticks) if panel.ticks else LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
     elif panel.ticks:
         ax.set_xticks(panel.ticks)
     for series in panel.series:
@@ -107,20 +109,11 @@ def _draw(panel: Panel, ax: Axes) -> None:
         ax.legend(fontsize=9, **(LEGEND_BELOW if panel.is_legend_below else {}))
 
 
-def _draw_series(series: Series, style: tuple[str, tuple, str], ax: Axes) -> None:
-    marker, colour, line = style
-    ax.errorbar(
-        series.x,
-        series.y,
-        yerr=list(series.spread) or None,
-        marker=marker,
-        color=colour,
-        linestyle=line if series.is_joined else "",
-        label=series.name,
-        capsize=3,
-        markersize=13 if series.is_hollow else 12 if marker == "*" else 7,
-        markerfacecolor="none" if series.is_hollow else colour,
-    )
+def _draw_series(series: Series, marker: str, colour: tuple, line: str, ax: Axes) -> None:
+    look = {"marker": marker, "color": colour, "linestyle": line if series.is_joined else "", "capsize": 3}
+    look["markersize"] = 13 if series.is_hollow else 12 if marker == "*" else 7
+    look["markerfacecolor"] = "none" if series.is_hollow else colour
+    ax.errorbar(series.x, series.y, yerr=list(series.spread) or None, label=series.name, **look)
 
 
 def _write_labels(ax: Axes, series: Series) -> None:
@@ -137,21 +130,12 @@ def _write_labels(ax: Axes, series: Series) -> None:
         ax.annotate(series.labels[i], (series.x[i], series.y[i]), textcoords="offset points", xytext=offset, fontsize=9)
 
 
-def _label_log_axis(ax: Axes, panel: Panel) -> None:
-    """Write plain numbers, at the ticks asked for or else at 1, 2 and 5 of each decade."""
-    ax.xaxis.set_major_locator(FixedLocator(panel.ticks) if panel.ticks else LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-
-
 def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) -> float:
     """Count a video's cost with the networks of the profile at hand, in 1e6 multiply-accumulates."""
-    networks = {"expensive": pair.expensive.network, "cheap": pair.cheap.network}
-    if aggregator not in (None, "avg_pool"):
-        aggregator = build_aggregator(aggregator, pair.expensive.network.channels, pair.profile.networks.reduction)
-    size = {"L": pair.expensive.clip_frames, "size_px": pair.profile.data.crop_px}
-    return round(1000 * video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **size), 2)
+    expensive, profile = pair.expensive.network, pair.profile
+    built = aggregator and build_aggregator(aggregator, expensive.channels, profile.networks.reduction)
+    parts = {"expensive": expensive, "cheap": pair.cheap.network, "aggregator": built, "schedule": schedule}
+    return round(1000 * video_gmacs(**parts, L=pair.expensive.clip_frames, size_px=profile.data.crop_px), 2)
 
 
 def measured_series(

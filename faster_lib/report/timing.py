@@ -1,8 +1,7 @@
 """A stopwatch for each part of a Faster: decoding, either network, and aggregation."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,18 +27,16 @@ class TimedFaster(Faster):
         return super().forward(clips)
 
     def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
-        with self._watch("expensive network" if is_expensive else "cheap network"):
-            return super()._look(clips, is_expensive)
+        return self._time("expensive network" if is_expensive else "cheap network", super()._look, clips, is_expensive)
 
     def _aggregate(self, features: torch.Tensor, state: Any = None) -> Any:
-        with self._watch("aggregation"):
-            return super()._aggregate(features, state)
+        return self._time("aggregation", super()._aggregate, features, state)
 
-    @contextlib.contextmanager
-    def _watch(self, part: str) -> Iterator[None]:
+    def _time(self, part: str, compute: Callable, *arguments: Any) -> Any:
         start = _now()
-        yield
+        computed = compute(*arguments)
         self.seconds[part] += _now() - start
+        return computed
 
 
 @torch.inference_mode()
