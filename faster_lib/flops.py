@@ -55,9 +55,8 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
+            count.set_op_handle(**{f"aten::{operator}": handle for operator, handle in _PRODUCTS.items()})
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            for operator, handle in _PRODUCTS.items():
-                count.set_op_handle(f"aten::{operator}", handle)
             total = count.total()
             uncounted = sorted(operator for operator in count.unsupported_ops() if not _is_free(operator))
     finally:

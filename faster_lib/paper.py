@@ -21,14 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # How the last words of a column key decide its unit.
-_UNITS = {
-    "accuracy": "percent",
-    "gmacs": "gmacs",
-    "gmacs per clip": "gmacs_per_clip",
-    "clips": "clips",
-    "seconds": "seconds",
-    "pre-training": "flag",
-}
+_UNITS = {"accuracy": "percent", "gmacs": "gmacs", "gmacs per clip": "gmacs_per_clip"}
+_UNITS |= {"clips": "clips", "seconds": "seconds", "pre-training": "flag"}
 _NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
 
 # The tables line by line. Source: FASTER (AAAI 2020), the table of that number. The first line and the first cell of

@@ -6,9 +6,8 @@ videos of a scene, are replaced whole.
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -276,9 +275,7 @@ def _read_over_base(name: str, folder: Path, where: str, above: tuple = ()) -> t
     return content, origins
 
 
-def parse_profile(
-    content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] = MappingProxyType({})
-) -> Profile:
+def parse_profile(content: dict[str, Any], *, source: str, origins: dict[tuple, str] | None = None) -> Profile:
     """Check a profile held as nested dicts.
 
     Args:
@@ -290,7 +287,7 @@ def parse_profile(
     except ValidationError as error:
         lines = [f"{source} has {error.error_count()} fault(s):"]
         for fault in error.errors():
-            file = origins.get(fault["loc"][:2], source)
+            file = (origins or {}).get(fault["loc"][:2], source)
             lines.append(f"  {_describe(fault)}" + (f" (in {file})" if file != source else ""))
         raise ProfileError("\n".join(lines)) from None
 
