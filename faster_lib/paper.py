@@ -10,9 +10,6 @@ Units:
     clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
     flag: "✓" or "-", the pre-training columns of Tables 7 and 8.
 
-A cell without a value is a record too, with `value=None`, and `printed` says which kind it is: "" for the blank
-cells of Table 4 (a ratio that needs more clips than there are), "N/A" for what Table 7's cited papers leave out.
-
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
 
@@ -103,8 +100,8 @@ _PRINTED = {
 class Reported:
     """One cell of a printed table, found by the keys of its row and column.
 
-    Its `value` is a number, "✓" or "-" for a flag, None where the paper gives none; `printed` is the cell as it stands
-    on the page: "72.0" where `value` is 72.0, "N/A" or "" where it is None. The module explains the `unit`.
+    `printed` is the cell as it stands on the page. `value` is its number, "✓" or "-", or None where there is none:
+    "" in Table 4 (a ratio that needs more clips than there are), "N/A" in Table 7 (what the cited papers leave out).
     """
 
     value: float | str | None
