@@ -2,19 +2,15 @@
 
 import importlib
 
-_MODULES = {  # each public name's; imported when the name is first asked for, so that the models need torch alone
-    "AGGREGATORS": "models.aggregators",
-    "TABLE_1": "models.backbones",
-    "Faster": "models.faster",
-    "Schedule": "models.faster",
-    "build_aggregator": "models.aggregators",
-    "build_backbone": "models.backbones",
-    "count_macs": "flops",
-    "load_profile": "profiles",
-    "prepare_for_inference": "inference",
-    "score_videos": "inference",
-    "video_gmacs": "flops",
+_NAMES = {  # by module, which is imported when one of its names is first asked for, so that the models need torch alone
+    "models.backbones": ("TABLE_1", "build_backbone"),
+    "models.aggregators": ("AGGREGATORS", "build_aggregator"),
+    "models.faster": ("Faster", "Schedule"),
+    "profiles": ("load_profile",),
+    "flops": ("count_macs", "video_gmacs"),
+    "inference": ("prepare_for_inference", "score_videos"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = list(_MODULES)
 
 

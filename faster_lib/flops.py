@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 with warnings.catch_warnings():  # importing it scripts two losses that nobody here uses, and that is deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
-from faster_lib.models.aggregators import Aggregator, Pointwise, build_aggregator
+from faster_lib.models.aggregators import Aggregator, build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import check_clip_frames, check_whole
 from faster_lib.models.faster import Schedule
 
+Part = str | nn.Module  # a network or an aggregator, or its name
 # Operators of one tensor that compute products all the same; those that take several and multiply no weights: they
 # move, look up, compare or scale numbers one by one, as batch norm does. Source: Table 2, whose 119.9 for R(2+1)D-50 at
 # L = 32 is 119.92 without batch norm and 120.58 with it.
@@ -53,9 +55,8 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
+            count.set_op_handle(**{f"aten::{operator}": handle for operator, handle in _PRODUCTS.items()})
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            for operator, handle in _PRODUCTS.items():
-                count.set_op_handle(f"aten::{operator}", handle)
             total = count.total()
             uncounted = sorted(operator for operator in count.unsupported_ops() if not _is_free(operator))
     finally:
@@ -72,18 +73,14 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
 def _is_free(operator: str) -> bool:
     """Whether an operator multiplies no weights, by PyTorch's own description of it."""
     namespace, name = operator.split("::")
-    if namespace == "prim":
-        return True
     name = name if name.endswith("__") else name.rstrip("_")
     if namespace != "aten" or _PRODUCTS_OF_ONE.match(name):
-        return False
+        return namespace == "prim"
     if _FREE_OF_SEVERAL.fullmatch(name):
         return True
     packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, f"{name}_", None)
     overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
-    if any(torch.Tag.pointwise in each.tags for each in overloads):
-        return True
-    return bool(overloads) and min(map(_count_tensors, overloads)) < 2
+    return any(torch.Tag.pointwise in each.tags or _count_tensors(each) < 2 for each in overloads)
 
 
 def _count_tensors(overload: Any) -> int:
@@ -108,27 +105,12 @@ def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Count two operands at a time, in PyTorch's order: each product has as many terms as its letters' sizes give."""
-    equation, path = inputs[0].toIValue().replace(" ", ""), inputs[2].toIValue() if len(inputs) > 2 else None
-    shapes, (left, _, right) = [get_shape(each) for each in inputs[1].node().inputs()], equation.partition("->")
-    sizes: dict[str, int] = {}
-    terms = []
-    for term, shape in zip(left.split(","), shapes, strict=True):
-        before, dots, after = term.partition("...")
-        wide = [f"<{i}>" for i in range(len(shape) - len(before + after), 0, -1)] if dots else []
-        terms.append([*before, *wide, *after])
-        for letter, size in zip(terms[-1], shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    every = [letter for term in terms for letter in term]
-    kept = set(right) if "->" in equation else {letter for letter in every if every.count(letter) == 1}
-    kept |= {letter for letter in every if letter.startswith("<")}
-    total, order = 0, iter(path or [0, 1] * (len(terms) - 1))
-    for places in zip(order, order, strict=True):
-        pair = [terms.pop(place) for place in sorted(places, reverse=True)]
-        joint = set().union(*pair)
-        total += math.prod(sizes[letter] for letter in joint)
-        terms.insert(0 if path is None else len(terms), [x for x in joint if x in kept.union(*terms)])
-    return total
+    """Let PyTorch count what its einsum computes, on tensors without numbers: products of matrices, and outer ones."""
+    operands = [torch.empty(get_shape(each), device="meta") for each in inputs[1].node().inputs()]
+    outer = {torch.ops.aten.mul: lambda *_, out_shape: 2 * math.prod(out_shape)}
+    with FlopCounterMode(display=False, custom_mapping=outer) as count:
+        torch.einsum(inputs[0].toIValue(), *operands)
+    return count.get_total_flops() // 2
 
 
 def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:  # of M x K and K x N numbers into M x N
@@ -147,13 +129,7 @@ _PRODUCTS = {
 
 
 def video_gmacs(
-    *,
-    expensive: str | nn.Module,
-    cheap: str | nn.Module,
-    aggregator: str | Aggregator | None,
-    schedule: Schedule | str,
-    L: int,
-    size_px: int = 224,
+    *, expensive: Part, cheap: Part, aggregator: Part | None, schedule: Schedule | str, L: int, size_px: int = 224
 ) -> float:
     """Compose the cost of one video, in 1e9 MACs: each clip's network, and N - 1 steps of the aggregator.
 
@@ -166,29 +142,25 @@ def video_gmacs(
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
-    return _spend(expensive, cheap, aggregator, schedule, L, size_px)[-1]
+    return running_gmacs(
+        expensive=expensive, cheap=cheap, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px
+    )[-1]
 
 
-def running_gmacs(*, size_px: int = 224, **video: Any) -> list[float]:
-    """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
-    return _spend(size_px=size_px, **video)
-
-
-def _spend(
-    expensive: str | nn.Module, cheap: str | nn.Module, aggregator: Any, schedule: str, L: int, size_px: int
+def running_gmacs(
+    *, expensive: Part, cheap: Part, aggregator: Part | None, schedule: Schedule | str, L: int, size_px: int = 224
 ) -> list[float]:
+    """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
     check_clip_frames(L)
     check_whole("size_px", size_px)
-    networks, schedule = {"E": expensive, "C": cheap}, Schedule(schedule)
-    clip = {letter: _clip_macs(networks[letter], L, size_px) for letter in sorted(set(schedule))}
-    step = 0
+    schedule, networks, step = Schedule(schedule), {"E": expensive, "C": cheap}, 0
+    clip = {letter: _count_clip(networks[letter], L, size_px) for letter in sorted(set(schedule))}
     if aggregator is not None:
         reference = _shaped(expensive)
-        size = reference.feature_size((L, size_px, size_px))
-        step = step_macs(_shaped(aggregator, reference.channels), size)
-        if step and "C" in clip and (channels := _shaped(cheap).channels) != reference.channels:
-            projection = Pointwise(channels, reference.channels)  # averaging scores needs no maps of one form
-            clip["C"] += count_macs(projection, torch.zeros(1, channels, *size))
+        channels, size = reference.channels, reference.feature_size((L, size_px, size_px))
+        step = step_macs(_shaped(aggregator, channels), size)
+        if step and "C" in clip and (cheap_channels := _shaped(cheap).channels) != channels:
+            clip["C"] += cheap_channels * channels * math.prod(size)  # averaging scores needs no maps of one form
     spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
     return [total / 1e9 for total in spent]
 
@@ -198,32 +170,22 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     if aggregator.aggregates_scores:
         return 0
     device = next(aggregator.parameters()).device
-    return count_macs(_Step(aggregator), torch.zeros(1, aggregator.channels, *feature_size, device=device))
+    feature = torch.zeros(1, aggregator.channels, *feature_size, device=device)
+    return count_macs(aggregator, (feature, aggregator.start(feature)))
 
 
-class _Step(nn.Module):
-    """One step from a state made of the same feature, so that a state of any form is made inside."""
-
-    def __init__(self, aggregator: Aggregator):
-        super().__init__()
-        self.aggregator = aggregator
-
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        return self.aggregator.read(self.aggregator(feature, self.aggregator(feature)))
-
-
-def _clip_macs(network: str | nn.Module, clip_frames: int, size_px: int) -> int:
+def _count_clip(network: Part, clip_frames: int, size_px: int) -> int:
     if isinstance(network, str):
-        return _named_clip_macs(network, clip_frames, size_px)
+        return _count_named_clip(network, clip_frames, size_px)
     return count_macs(network, torch.zeros(1, 3, clip_frames, size_px, size_px))
 
 
 @functools.cache
-def _named_clip_macs(name: str, clip_frames: int, size_px: int) -> int:
-    return _clip_macs(build_backbone(name), clip_frames, size_px)
+def _count_named_clip(name: str, clip_frames: int, size_px: int) -> int:
+    return _count_clip(build_backbone(name), clip_frames, size_px)
 
 
-def _shaped(part: str | nn.Module, *channels: int) -> nn.Module:
+def _shaped(part: Part, *channels: int) -> nn.Module:
     if not isinstance(part, str):
         return part
     with torch.device("meta"):  # shapes without numbers

@@ -10,23 +10,17 @@ Units:
     clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
     flag: "✓" or "-", the pre-training columns of Tables 7 and 8.
 
-A cell without a value is a record too, with `value=None`, and `printed` says which kind it is: "" for the blank
-cells of Table 4 (a ratio that needs more clips than there are), "N/A" for what Table 7's cited papers leave out.
-
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # How the last words of a column key decide its unit.
-_UNITS = {
-    "accuracy": "percent",
-    "gmacs": "gmacs",
-    "gmacs per clip": "gmacs_per_clip",
-    "clips": "clips",
-    "seconds": "seconds",
-    "pre-training": "flag",
-}
+_UNITS = {"accuracy": "percent", "gmacs": "gmacs", "gmacs per clip": "gmacs_per_clip"}
+_UNITS |= {"clips": "clips", "seconds": "seconds", "pre-training": "flag"}
+_NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
 
 # The tables line by line. Source: FASTER (AAAI 2020), the table of that number. The first line and the first cell of
 # every other line are our keys; all other cells are spelled as printed. " x ", the paper's multiplication sign,
@@ -106,8 +100,8 @@ _PRINTED = {
 class Reported:
     """One cell of a printed table, found by the keys of its row and column.
 
-    Its `value` is a number, "✓" or "-" for a flag, None where the paper gives none; `printed` is the cell as it stands
-    on the page: "72.0" where `value` is 72.0, "N/A" or "" where it is None. The module explains the `unit`.
+    `printed` is the cell as it stands on the page. `value` is its number, "✓" or "-", or None where there is none:
+    "" in Table 4 (a ratio that needs more clips than there are), "N/A" in Table 7 (what the cited papers leave out).
     """
 
     value: float | str | None
@@ -117,30 +111,14 @@ class Reported:
     column: str
     printed: str
 
-    @property
-    def source(self) -> str:
-        """Where to find the cell."""
-        return f"FASTER (AAAI 2020), Table {self.table}, row {self.row!r}, column {self.column!r}"
 
-
-def _cells(line: str) -> list[str]:
-    return [" ".join(cell.split()) for cell in line.replace(" x ", "|").split("|")]
-
-
-def _parse(printed: str) -> float | str | None:
-    if printed in ("", "N/A"):
-        return None
-    return printed if printed in ("✓", "-") else float(printed)
-
-
-def _read(number: int, page: str) -> tuple[Reported, ...]:
-    header, *lines = page.strip().splitlines()
-    units = {column: next(_UNITS[end] for end in _UNITS if column.endswith(end)) for column in _cells(header)[1:]}
-    return tuple(
-        Reported(_parse(printed), unit, number, row, column, printed)
-        for row, *cells in map(_cells, lines)
-        for (column, unit), printed in zip(units.items(), cells, strict=True)
-    )
+def _read(number: int, page: str) -> Iterator[Reported]:
+    (_, *columns), *lines = (re.split(r" *\| *| x ", line.strip()) for line in page.strip().splitlines())
+    for row, *cells in lines:
+        for column, printed in zip(columns, cells, strict=True):
+            value = _NO_NUMBERS[printed] if printed in _NO_NUMBERS else float(printed)
+            unit = next(unit for end, unit in _UNITS.items() if column.endswith(end))
+            yield Reported(value, unit, number, row, column, printed)
 
 
 REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(number, page))
@@ -193,14 +171,7 @@ DISCREPANCIES = {
 }
 
 # x of the patterns 1:x that Table 4 fills, by clip length L; 0 stands for "All E". Source: Table 4, cells with a value.
-TABLE_4_RATIOS = {
-    L: tuple(
-        0 if cell.row == "All E" else int(cell.row.removeprefix("1:"))
-        for cell in table(4)
-        if cell.column == f"L={L} accuracy" and cell.value is not None
-    )
-    for L in (8, 16, 32)
-}
+TABLE_4_RATIOS = {8: (0, 1, 3, 7, 15, 31), 16: (0, 1, 3, 7, 15), 32: (0, 1, 3, 7)}
 
 # Frames processed per video, N x L. Source: "Setups for clip-level backbones" ("to be 256, i.e., N x L = 256").
 VIDEO_FRAMES = 256

@@ -6,9 +6,8 @@ videos of a scene, are replaced whole.
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -234,60 +233,53 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
-    chain: dict[str, Profile] = {}  # each pre-trained in the next
-    below, where = None, ""
+    chain: list[Profile] = []  # each pre-trained in the next
+    where = ""
     while name is not None:
-        if name in chain:
+        if name in [profile.name for profile in chain]:
             raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
-        content, origins = _read_over_bases(name, folder, where)
+        content, origins = _read_over_base(name, folder, where)
         profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
-        for section, key in _SHARED if below else ():
-            own, theirs = (getattr(getattr(each, section), key) for each in (below, profile))
+        for section, key in _SHARED if chain else ():
+            own, theirs = (getattr(getattr(each, section), key) for each in (chain[-1], profile))
             if own != theirs:
                 raise ProfileError(f"{where}, whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree")
-        chain[name] = below = profile
+        chain.append(profile)
         name = profile.pretraining and profile.pretraining.profile
         where = f"{origins.get(('pretraining', 'profile'))}: pretraining.profile is {name!r}"
-    return next(iter(chain.values()))
+    return chain[0]
 
 
-def _read_over_bases(name: str, folder: Path, where: str) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """Read a profile, which is wanted as `where` says, over its bases.
-
-    Returns: its sections, and the file that states each (section,) last and each (section, key).
-    """
-    known, files = sorted(path.stem for path in folder.glob("*.yaml")), {}
-    while name is not None:
-        source = f"params/{name}.yaml"
-        if source in files:
-            raise ProfileError(f"{where}, which leads back to {name!r}")
-        if name not in known:
-            lead = f"{where}: " if where else ""
-            raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
-        try:
-            files[source] = own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
-        except yaml.YAMLError as error:
-            raise ProfileError(f"{source} is not valid YAML: {error}") from error
-        if not isinstance(own, dict):
-            raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
-        name = own.pop("base", None)
-        where = f"{source}: base is {name!r}"
-    content, origins = {}, {}
-    for source, own in reversed(files.items()):
-        for section, stated in own.items():
-            origins[section,] = source
-            if isinstance(stated, dict):
-                origins |= {(section, key): source for key in stated}
-                stated = (content.get(section) or {}) | stated
-            content[section] = stated
+def _read_over_base(name: str, folder: Path, where: str, above: tuple = ()) -> tuple[dict[str, Any], dict[tuple, str]]:
+    """Read a profile, which is wanted as `where` says, over its base: -> sections, file of each (section[, key])."""
+    known, source = sorted(path.stem for path in folder.glob("*.yaml")), f"params/{name}.yaml"
+    if name in above:
+        raise ProfileError(f"{where}, which leads back to {name!r}")
+    if name not in known:
+        lead = f"{where}: " if where else ""
+        raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
+    try:
+        own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(own, dict):
+        raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
+    content, origins, base = {}, {}, own.pop("base", None)
+    if base is not None:
+        content, origins = _read_over_base(base, folder, f"{source}: base is {base!r}", (*above, name))
+    for section, stated in own.items():
+        if isinstance(stated, dict):
+            origins |= {(section, key): source for key in stated}
+            stated = {**below, **stated} if isinstance(below := content.get(section), dict) else stated
+        content[section], origins[section,] = stated, source
     return content, origins
 
 
-def parse_profile(
-    content: dict[str, Any], *, source: str, origins: Mapping[tuple, str] = MappingProxyType({})
-) -> Profile:
-    """Check a profile held as nested dicts; `origins` as `_read_over_bases` gives it, where that is not `source`.
+def parse_profile(content: dict[str, Any], *, source: str, origins: dict[tuple, str] | None = None) -> Profile:
+    """Check a profile held as nested dicts.
 
+    Args:
+        origins: the file that states each (section,) and each (section, key), where that is not `source`.
     Raises: ProfileError naming `source`, all faults, and the file of each that stands in another.
     """
     try:
@@ -295,7 +287,7 @@ def parse_profile(
     except ValidationError as error:
         lines = [f"{source} has {error.error_count()} fault(s):"]
         for fault in error.errors():
-            file = origins.get(fault["loc"][:2], source)
+            file = (origins or {}).get(fault["loc"][:2], source)
             lines.append(f"  {_describe(fault)}" + (f" (in {file})" if file != source else ""))
         raise ProfileError("\n".join(lines)) from None
 

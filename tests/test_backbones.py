@@ -7,13 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from faster_lib.models.backbones import (
-    TABLE_1,
-    Bottleneck,
-    build_backbone,
-    check_clips,
-    factorised_width,
-)
+from faster_lib.models.backbones import TABLE_1, Bottleneck, build_backbone, check_clips
 
 # Every convolution as (how often, in, out, taps of the kernel), shortcuts last in each stage. Source: Table 1; the
 # shortcuts and R3D-50 are not printed there: Tran et al. 2018.
@@ -191,8 +185,11 @@ def test_the_width_scales_every_channel_but_the_input_and_the_classes(name):
 
 
 def test_the_factorised_widths_are_those_printed_in_table_1():
-    assert [factorised_width(width) for width in (64, 128, 256, 512)] == [144, 288, 576, 1152]
-    assert [factorised_width(width) for width in (1, 3, 5)] == [2, 6, 11]  # rounded down, as Tran et al. 2018 do
+    for width, factorised in ((64, 144), (128, 288), (256, 576), (512, 1152), (1, 2), (3, 6), (5, 11)):
+        _, across, along, _ = convolutions(Bottleneck(4 * width, width, stride=1, block="2plus1d"))
+        assert across.out_channels == along.in_channels == factorised
+        # Tran et al. 2018: as many weights as a 3x3x3 convolution has, rounded down
+        assert factorised == 27 * width * width // (9 * width + 3 * width)
 
 
 @every_network

@@ -13,8 +13,9 @@ from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.report import tables as report
 from faster_lib.report.figures import Panel, Series, caption_of, draw_panels, measured_series, video_mflops
-from faster_lib.report.tables import Claim, Row, claims_as_markdown, compare, judge, tabulate
+from faster_lib.report.tables import Claim, Row, compare, judge, tabulate
 from faster_lib.training.features import FeaturePair
+from workflow.claims import write_claims
 
 TINY = load_profile("tiny")
 KINETICS = load_profile("kinetics400")
@@ -138,7 +139,7 @@ def test_the_claims_of_all_notebooks_join_into_one_markdown_table(tmp_path):
         verdicts = tabulate([claim], command="x")
         report.save(f"{name}_tiny_claims", None, verdicts, profile="tiny", seeds=[0], seconds=1, folder=tmp_path)
     assert verdicts.frame.loc["a matches", "verdict"] == "holds"
-    *_, first, second = claims_as_markdown(folder=tmp_path).splitlines()
+    *_, first, second = write_claims(tmp_path).splitlines()
     assert first == "| a matches (Table 2) | 01 | +0.2 ± 0.5 (margin 1) | **holds** |"
     assert second == "| b wins (Table 3) | 02 | -3.0 ± 1.0 | **does not hold** |"
     assert tabulate([], command="x").frame.empty
@@ -260,7 +261,7 @@ def test_every_cell_that_a_notebook_finds_contradicted_is_explained():
     assert report.printed_cell(4, "1:31", "L=32 gmacs") is None and report.printed_cell(4, "1:2", "L=8 gmacs") is None
 
 
-def test_the_readme_holds_the_claims_as_the_notebooks_found_them():
+def test_the_page_of_results_holds_the_claims_as_the_notebooks_found_them():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    held = page.split("claims_as_markdown() -->\n")[1].split("<!-- end of claims -->")[0]
-    assert held == claims_as_markdown(folder=ROOT / "figures"), "paste it again, see CONTRIBUTING"
+    held = page.split("<!-- claims: printed by workflow/claims.py -->\n")[1].split("<!-- end of claims -->")[0]
+    assert held == write_claims(ROOT / "figures") + "\n", "paste it again, see CONTRIBUTING"

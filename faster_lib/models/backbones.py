@@ -53,11 +53,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, block: str):
         super().__init__()
-        out_channels = EXPANSION * width
-        time_stride = 1 if block == "2d" else stride
+        out_channels, time_stride = EXPANSION * width, 1 if block == "2d" else stride
         layers = [conv_bn(in_channels, width, (1, 1, 1)), nn.ReLU(inplace=True)]
         if block == "2plus1d":
-            factorised = factorised_width(width)
+            factorised = 9 * width // 4  # as many weights as a 3x3x3 has. Source: Tran et al. 2018, section 3.5
             layers += [conv_bn(width, factorised, (1, 3, 3), (1, stride, stride)), nn.ReLU(inplace=True)]
             layers += [conv_bn(factorised, width, (3, 1, 1), (stride, 1, 1))]
         else:
@@ -158,14 +157,6 @@ def load_weights(network: ClipNetwork, weights: str | Path) -> None:
     fit_weights(network, found, str(weights))
 
 
-def factorised_width(width: int) -> int:
-    """Give the channels between 1x3x3 and 3x1x1 that make their weights as many as those of one 3x3x3 convolution.
-
-    Source: Tran et al. 2018, section 3.5, with the bottleneck's width as both the input and the output channels.
-    """
-    return 27 * width * width // (9 * width + 3 * width)
-
-
 def conv_bn(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
@@ -192,6 +183,5 @@ def _initialise(network: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-    for module in network.modules():
-        if isinstance(module, Bottleneck):
+        elif isinstance(module, Bottleneck):
             nn.init.zeros_(module.residual[-1][1].weight)

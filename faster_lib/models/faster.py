@@ -36,10 +36,8 @@ class Schedule(str):
         group = 1 + cheap_per_expensive
         if num_clips % group:
             fitting = ", ".join(f"1:{x}" for x in range(num_clips) if num_clips % (1 + x) == 0)
-            raise ValueError(
-                f"ratio 1:{cheap_per_expensive} makes groups of {group} clips, which do not divide {num_clips} clips; "
-                f"choose one of {fitting}"
-            )
+            groups = f"groups of {group} clips, which do not divide {num_clips} clips"
+            raise ValueError(f"ratio 1:{cheap_per_expensive} makes {groups}; choose one of {fitting}")
         return cls(("E" + "C" * cheap_per_expensive) * (num_clips // group))
 
     @classmethod
@@ -154,10 +152,9 @@ class Faster(nn.Module):
             channels = (self.expensive if letter == "E" else self.cheap).channels
             size = sizes.setdefault(letter, feature.shape[2:])
             if feature.ndim != 5 or feature.shape != (len(maps[0]), channels, *size):
-                raise ValueError(
-                    f"maps have shapes {[tuple(other.shape) for other in maps]}; map {t} of {self.schedule!r} must be "
-                    f"({len(maps[0])}, {channels}, l, h, w), with one l, h, w for each network"
-                )
+                shapes, form = [tuple(other.shape) for other in maps], f"({len(maps[0])}, {channels}, l, h, w)"
+                fault = f"maps have shapes {shapes}; map {t} of {self.schedule!r} must be {form}"
+                raise ValueError(f"{fault}, with one l, h, w for each network")
         reference = (16, 64, 96)  # a clip that tells apart networks whose maps differ in size: its sides differ
         is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
         if not (is_known or self.aggregator.aggregates_scores):
@@ -171,8 +168,6 @@ class Faster(nn.Module):
         """Put the maps of a video's clips one after the other, as the aggregator likes them: (N, B, ...)."""
         prepared = zip(maps, self.schedule.is_expensive, strict=False)
         features = [self._prepare(feature, is_expensive, size) for feature, is_expensive in prepared]
-        if self.aggregator.aggregates_scores:
-            return torch.stack(features)
         return torch.stack([feature.movedim(1, -1) for feature in features]).movedim(-1, 2)  # channels last in memory
 
     def _prepare(self, feature: torch.Tensor, is_expensive: bool, size: tuple[int, int, int]) -> torch.Tensor:

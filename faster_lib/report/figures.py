@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from faster_lib.flops import video_gmacs
 from faster_lib.models.aggregators import build_aggregator
@@ -70,63 +70,50 @@ class Panel:
     margin: float = 0.13  # room around the points for their labels, as a share of their range
     is_legend_below: bool = False
 
+    def __call__(self, ax: Axes) -> None:
+        ax.set(title=self.title, xlabel=self.xlabel, ylabel=self.ylabel)
+        if not any(len(series.x) for series in self.series):
+            ax.text(0.5, 0.5, "the paper has no such cells", transform=ax.transAxes, ha="center")
+            ax.set(xticks=[], yticks=[])
+            return
+        spare = iter(_OTHERS)
+        for series in self.series:
+            _draw_points(series, *(STYLES.get(series.name) or next(spare)), ax)
+        ax.margins(self.margin)
+        if self.is_log:  # plain numbers at the ticks asked for or else at 1, 2 and 5 of each decade
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(FixedLocator(self.ticks) if self.ticks else LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
+        elif self.ticks:
+            ax.set_xticks(self.ticks)
+        for series in self.series:
+            _write_labels(series, ax)
+        if len(self.series) > 1:
+            ax.legend(fontsize=9, **(LEGEND_BELOW if self.is_legend_below else {}))
 
-def draw_panels(panels: Sequence[Panel | Callable[[Axes], None]], *, title: str, caption: str) -> Figure:
-    """Draw panels side by side, each on its own scales, with the caption under them; a function draws its own panel."""
+
+def draw_panels(panels: Sequence[Callable[[Axes], None]], *, title: str, caption: str) -> Figure:
+    """Let panels, or functions of axes, draw side by side, each on its own scales, with the caption under them."""
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         form = {"figsize": (5.8 * len(panels), 5.0), "layout": "constrained", "squeeze": False}
         figure, axes = plt.subplots(1, len(panels), **form)
     figure.suptitle(title)
     figure.supxlabel(caption, fontsize=9, color="0.3")
     for panel, ax in zip(panels, axes[0], strict=True):
-        if isinstance(panel, Panel):
-            _draw(panel, ax)
-        else:
-            panel(ax)
+        panel(ax)
     return figure
 
 
-def _draw(panel: Panel, ax: Axes) -> None:
-    ax.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
-    if not any(len(series.x) for series in panel.series):
-        ax.text(0.5, 0.5, "the paper has no such cells", transform=ax.transAxes, ha="center")
-        ax.set(xticks=[], yticks=[])
-        return
-    spare = iter(_OTHERS)
-    for series in panel.series:
-        _draw_series(series, STYLES.get(series.name) or next(spare), ax)
-    ax.margins(panel.margin)
-    if panel.is_log:
-        ax.set_xscale("log")
-        _label_log_axis(ax, panel)
-    elif panel.ticks:
-        ax.set_xticks(panel.ticks)
-    for series in panel.series:
-        _write_labels(ax, series)
-    if len(panel.series) > 1:
-        ax.legend(fontsize=9, **(LEGEND_BELOW if panel.is_legend_below else {}))
+def _draw_points(series: Series, marker: str, colour: tuple, line: str, ax: Axes) -> None:
+    look = {"marker": marker, "color": colour, "linestyle": line if series.is_joined else "", "capsize": 3}
+    look["markersize"] = 13 if series.is_hollow else 12 if marker == "*" else 7
+    look["markerfacecolor"] = "none" if series.is_hollow else colour
+    ax.errorbar(series.x, series.y, yerr=list(series.spread) or None, label=series.name, **look)
 
 
-def _draw_series(series: Series, style: tuple[str, tuple, str], ax: Axes) -> None:
-    marker, colour, line = style
-    ax.errorbar(
-        series.x,
-        series.y,
-        yerr=list(series.spread) or None,
-        marker=marker,
-        color=colour,
-        linestyle=line if series.is_joined else "",
-        label=series.name,
-        capsize=3,
-        markersize=13 if series.is_hollow else 12 if marker == "*" else 7,
-        markerfacecolor="none" if series.is_hollow else colour,
-    )
-
-
-def _write_labels(ax: Axes, series: Series) -> None:
+def _write_labels(series: Series, ax: Axes) -> None:
     """Write each label beside its point, lifted where it would lie on that of a point close below."""
-    if not series.labels:
-        return
     to_points = ax.transData.transform(np.column_stack([series.x, series.y])) * 72 / ax.figure.dpi
     written: list[tuple[float, float]] = []
     for i in np.argsort(to_points[: len(series.labels), 1], kind="stable"):
@@ -137,21 +124,12 @@ def _write_labels(ax: Axes, series: Series) -> None:
         ax.annotate(series.labels[i], (series.x[i], series.y[i]), textcoords="offset points", xytext=offset, fontsize=9)
 
 
-def _label_log_axis(ax: Axes, panel: Panel) -> None:
-    """Write plain numbers, at the ticks asked for or else at 1, 2 and 5 of each decade."""
-    ax.xaxis.set_major_locator(FixedLocator(panel.ticks) if panel.ticks else LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-
-
 def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) -> float:
     """Count a video's cost with the networks of the profile at hand, in 1e6 multiply-accumulates."""
-    networks = {"expensive": pair.expensive.network, "cheap": pair.cheap.network}
-    if aggregator not in (None, "avg_pool"):
-        aggregator = build_aggregator(aggregator, pair.expensive.network.channels, pair.profile.networks.reduction)
-    size = {"L": pair.expensive.clip_frames, "size_px": pair.profile.data.crop_px}
-    return round(1000 * video_gmacs(**networks, aggregator=aggregator, schedule=schedule, **size), 2)
+    expensive, profile = pair.expensive.network, pair.profile
+    built = aggregator and build_aggregator(aggregator, expensive.channels, profile.networks.reduction)
+    parts = {"expensive": expensive, "cheap": pair.cheap.network, "aggregator": built, "schedule": schedule}
+    return round(1000 * video_gmacs(**parts, L=pair.expensive.clip_frames, size_px=profile.data.crop_px), 2)
 
 
 def measured_series(
@@ -184,7 +162,6 @@ def caption_of(pair: FeaturePair, measured: Results) -> str:
     videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
     seeds = max(len(runs) for runs in measured.values())
     ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
-    return (
-        f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; bars are ± 1 standard deviation over {seeds} "
-        "seed(s) of stage 2.\nThe two panels have scales of their own: their accuracies cannot be compared."
-    )
+    bars = f"bars are ± 1 standard deviation over {seeds} seed(s) of stage 2"
+    scales = "The two panels have scales of their own: their accuracies cannot be compared."
+    return f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; {bars}.\n{scales}"

@@ -4,9 +4,8 @@ import html
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -91,45 +90,28 @@ def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str
     A difference is given where both numbers are of the same thing: counted (rounded as printed) less reported, and
     measured less reported where the profile is of the paper's scale.
     """
-    cells = [
-        {
-            "quantity": row.quantity,
-            "of": row.name,
-            "reported": row.reported.value if row.reported else None,
-            "counted": row.counted,
-            "measured": float(f"{mean(row.measured):.4g}") if row.measured else None,
-            "±": round(stdev(row.measured), 2) if len(row.measured) > 1 else None,
-            "seeds": len(row.measured) or "",
-            "difference": _difference(row, profile),
-            "status": _status(row, profile),
-        }
-        for row in rows
-    ]
-    frame = pd.DataFrame(cells).set_index(["quantity", "of"])
+    cells = [(row.quantity, row.name, *_cells_of(row, profile)) for row in rows]
+    frame = pd.DataFrame(cells, columns=["quantity", "of", *COLUMNS]).set_index(["quantity", "of"])
     if frame.index.has_duplicates:
         raise ValueError(f"the row {frame.index[frame.index.duplicated()][0]} is there twice")
     return Table(frame.astype({name: float for name in COLUMNS if name not in ("status", "seeds")}), caption, command)
 
 
-def _difference(row: Row, profile: Profile) -> float | None:
-    if row.reported is None or row.reported.value is None:
-        return None
-    if row.rounded is not None:
-        return round(row.rounded - row.reported.value, 4)
-    if row.measured and profile.is_paper_scale and not row.note:
-        return round(mean(row.measured) - row.reported.value, 2)
-    return None
-
-
-def _status(row: Row, profile: Profile) -> str:
-    if row.note:
-        return row.note
-    if row.reported is not None and row.rounded is not None:
+def _cells_of(row: Row, profile: Profile) -> tuple:
+    """Give a row's cells in the order of COLUMNS."""
+    reported, measured = row.reported.value if row.reported else None, mean(row.measured) if row.measured else None
+    difference, status = None, "counted" if row.counted is not None else "not run: needs Kinetics"
+    if reported is not None and row.rounded is not None:
+        difference = round(row.rounded - reported, 4)
         why = paper.DISCREPANCIES.get((row.reported.table, row.reported.row, row.reported.column), "not explained")
-        return "exact" if row.rounded == row.reported.value else f"differs: {why}"
-    if row.measured:
-        return f"measured at {profile.name} scale"
-    return "counted" if row.counted is not None else "not run: needs Kinetics"
+        status = f"differs: {why}" if difference else "exact"
+    elif measured is not None:
+        status = f"measured at {profile.name} scale"
+        if reported is not None and profile.is_paper_scale and not row.note:
+            difference = round(measured - reported, 2)
+    spread = round(stdev(row.measured), 2) if len(row.measured) > 1 else None
+    shown = None if measured is None else float(f"{measured:.4g}")
+    return reported, row.counted, shown, spread, len(row.measured) or "", difference, row.note or status
 
 
 def command(notebook: str, **parameters: Any) -> str:
@@ -142,14 +124,7 @@ def command(notebook: str, **parameters: Any) -> str:
 
 
 def save(
-    stem: str,
-    figure: Figure | None,
-    table: Table,
-    *,
-    profile: str,
-    seeds: Sequence[int],
-    seconds: float,
-    folder=FIGURES,
+    stem: str, figure: Figure | None, table: Table, *, profile: str, seeds: list[int], seconds: float, folder=FIGURES
 ) -> None:
     """Write the figure as `<stem>.png` and `.svg`, and `<stem>.csv`, which begins with where its numbers come from."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +132,7 @@ def save(
         with plt.rc_context({"svg.hashsalt": stem}):
             figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
             figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": list(seeds)}
+    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": seeds}
     about |= {"seconds": round(seconds), **{k: v for k, v in circumstances().items() if k != "finished"}}
     lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
@@ -198,7 +173,6 @@ def judge(
 
     Args:
         first, second: for each condition (a ratio, a length), the results of `measure_all`, one a seed.
-
     Raises: ValueError if the two have not been tried under equally many conditions, or not on the same videos.
     """
     if len(first) != len(second) or not first:
@@ -217,21 +191,9 @@ def judge(
 
 def tabulate(claims: Sequence[Claim], *, command: str, caption: str = _IN_POINTS) -> Table:
     """Show what a notebook found of the paper's statements; it saves the table as `<stem>_claims`."""
-    columns = [*(field.name for field in fields(Claim)), "verdict"]
-    frame = pd.DataFrame([asdict(claim) | {"verdict": claim.verdict} for claim in claims], columns=columns)
+    frame = pd.DataFrame(claims, columns=[field.name for field in fields(Claim)])
+    frame["verdict"] = [claim.verdict for claim in claims]
     return Table(frame.set_index("statement"), caption, command)
-
-
-def claims_as_markdown(*, folder: Path = FIGURES) -> str:
-    """Join what all notebooks found of the paper's statements into one Markdown table, as the README holds it."""
-    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-    parts = [load(path.stem, folder=folder)[0].reset_index().assign(notebook=path.stem[:2]) for path in paths]
-    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
-    for claim in pd.concat(parts).itertuples():
-        margin = f" (margin {claim.margin:g})" if claim.margin else ""
-        number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
-        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
-    return "\n".join(lines) + "\n"
 
 
 def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
@@ -242,18 +204,17 @@ def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[
     """
     if pair.profile.scene is not None:
         return []
-    (census,), (commonest,) = (values(measured[cells[0]][:1], what) for what in ("census", "commonest"))
-    titles = {"macro-F1 (%)": "macro_f1"}
-    if census.used < census.expected:
+    first, titles = measured[cells[0]][0], {"macro-F1 (%)": "macro_f1"}
+    if first.census.used < first.census.expected:
         titles["video@1 (% of expected)"] = "video1_of_expected"
     found = [
         Row(row.quantity.replace("video@1 (%)", title), row.name, measured=values(measured[cell], what))
         for title, what in titles.items()
         for row, cell in zip(rows, cells, strict=True)
     ]
-    found.append(Row("video@1 (%)", "always the commonest class", counted=round(commonest, 2)))
+    found.append(Row("video@1 (%)", "always the commonest class", counted=round(first.commonest, 2)))
     keys = ("expected", "used", "missing", "corrupt")
-    return found + [Row("videos", key, counted=getattr(census, key)) for key in keys]
+    return found + [Row("videos", key, counted=getattr(first.census, key)) for key in keys]
 
 
 def seconds_of(pair: FeaturePair, measured: Results) -> float:
@@ -264,11 +225,8 @@ def seconds_of(pair: FeaturePair, measured: Results) -> float:
 
 def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
     """Find a cell of the paper; None where that table has no such row or column, or leaves the cell blank."""
-    try:
-        cell = paper.reported(number, row, column)
-    except KeyError:
-        return None
-    return None if cell.value is None else cell
+    cells = {(cell.row, cell.column): cell for cell in paper.table(number) if cell.value is not None}
+    return cells.get((row, column))
 
 
 def ratio_name(cheap_per_expensive: int) -> str:

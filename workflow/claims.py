@@ -1,0 +1,25 @@
+"""Print what all notebooks found of the paper's statements, as the Markdown table of docs/results.md."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from faster_lib.paths import FIGURES
+from faster_lib.report.tables import load
+
+
+def write_claims(folder: Path) -> str:
+    """Join the tables `*_claims.csv` of a folder, notebook by notebook and L by L."""
+    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    parts = [load(path.stem, folder=folder)[0].reset_index().assign(notebook=path.stem[:2]) for path in paths]
+    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
+    for claim in pd.concat(parts).itertuples():
+        margin = f" (margin {claim.margin:g})" if claim.margin else ""
+        number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
+        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(write_claims(FIGURES))
