@@ -115,7 +115,7 @@ class PreparedBackbone(_Prepared, ClipNetwork):
         self.classifier = self.network.classifier = network.classifier
         self.channels, self.dtype = network.channels, dtype
         for layer in self.network.modules():
-            if isinstance(layer, nn.Conv3d) and layer.kernel_size[0] == layer.stride[0] > 1:
+            if is_compiled and isinstance(layer, nn.Conv3d) and layer.kernel_size[0] == layer.stride[0] > 1:
                 layer.__class__ = _FramesAsChannels
         self._features = _Compiled(self.network.features, type(network).__name__, is_compiled)
 
@@ -141,7 +141,7 @@ class _FramesAsChannels(nn.Conv3d):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return self._by_images(clips) if clips.is_cpu else super().forward(clips)
 
-    @torch.compiler.disable  # which would choose the layout
+    @torch._disable_dynamo  # the compiler would choose the layout; torch.compiler.disable takes a second to import
     def _by_images(self, clips: torch.Tensor) -> torch.Tensor:
         images = clips.unflatten(2, (-1, self.stride[0])).movedim(2, 1).flatten(0, 1).flatten(1, 2)
         maps = F.conv2d(images, self.weight.flatten(1, 2), self.bias, self.stride[1:], self.padding[1:])

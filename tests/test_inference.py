@@ -18,6 +18,7 @@ from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.inference import (
     TOLERANCE,
+    _FramesAsChannels,
     _sizes_of_calls,
     fast_form,
     fastest_type,
@@ -104,6 +105,7 @@ def test_clips_of_bytes_are_normalised_on_the_way_into_each_network(is_prepared)
 def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(caplog):
     plain, clips = model("fast_gru"), torch.randn(2, 4, 3, 8, 33, 41)
     prepared = pickle.loads(pickle.dumps(prepare_for_inference(plain)))
+    assert type(prepared.cheap.network.stem[0][0]) is _FramesAsChannels  # of 8 frames, as 24 channels
     assert distance(prepared(clips), plain.double()(clips.double())) < TOLERANCE[torch.float32]
     assert not [record for record in caplog.records if "cannot be compiled" in record.message]
 
