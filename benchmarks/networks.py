@@ -4,9 +4,11 @@
 
 Peers: torchvision's r2plus1d_18 and r3d_18, and pytorchvideo's R(2+1)D-50 where `pip install -e ".[bench]"` brought it.
 Each speed is by the network's own multiply-accumulates. Compiled peers are compiled as the kit's, with frozen weights.
+All run in float32, and again in bfloat16 where the processor multiplies it.
 """
 
 import argparse
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from faster_lib.flops import count_macs, step_macs
-from faster_lib.inference import prepare_for_inference
+from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 
@@ -27,9 +29,9 @@ PEERS = {"r2plus1d_50": ("pytorchvideo r2plus1d_50", "torchvision/r2plus1d_18"),
 log = logging.getLogger(__name__)
 
 
-def matrix_product() -> Callable[[], float]:
+def matrix_product(dtype: torch.dtype = torch.float32) -> Callable[[], float]:
     """Give a call that multiplies matrices for a while and says how many GMAC that was."""
-    a, b = torch.randn(2, 2048, 2048)
+    a, b = torch.randn(2, 2048, 2048).to(dtype)
 
     def call() -> float:
         for _ in range(8):
@@ -77,26 +79,40 @@ def forward(network: Callable, clips: torch.Tensor, gmacs: float) -> Callable[[]
     return call
 
 
+def in_type(dtype: torch.dtype) -> str:
+    """Give what the name of a contest says of its type: nothing of float32."""
+    return "" if dtype == torch.float32 else f", {dtype}".replace("torch.", "")
+
+
+def lacking(part: str, contest: str, dtype: torch.dtype) -> Speed:
+    """Give the row of a contest that this processor cannot enter."""
+    return Speed(part, contest, KIT, f"not measured: this processor does not multiply {dtype}", ())
+
+
 def rounds_for(gmacs: float) -> int:
     """Give how often calls of so many GMAC are timed."""
     return 5 if gmacs < 100 else 3 if gmacs < 300 else 1
 
 
-def compare_networks(name: str, clip_frames: int, batch: int) -> list[Speed]:
-    """Time one network and its peers on the same clips."""
+def compare_networks(name: str, clip_frames: int, batch: int, dtype: torch.dtype = torch.float32) -> list[Speed]:
+    """Time one network and its peers on the same clips in one type."""
+    contest = f"{name}, L = {clip_frames}, batch {batch}{in_type(dtype)}"
+    if dtype not in (torch.float32, fastest_type("cpu")):
+        return [lacking("networks", contest, dtype)]
     torch.compiler.reset()  # else what was compiled in other contests counts towards a limit, past which nothing is
-    clips = torch.randn(batch, 3, clip_frames, SIZE_PX, SIZE_PX)
+    clips = torch.randn(batch, 3, clip_frames, SIZE_PX, SIZE_PX, dtype=dtype)
     plain = build_backbone(name, 400).eval()
-    gmacs = batch * count_macs(plain, clips[:1]) / 1e9
-    contenders = {KIT: forward(prepare_for_inference(plain), clips, gmacs), PLAIN: Peer(forward(plain, clips, gmacs))}
+    gmacs = batch * count_macs(plain, clips[:1].float()) / 1e9
+    kit = prepare_for_inference(plain, dtype=dtype)
+    contenders = {KIT: forward(kit, clips, gmacs), PLAIN: Peer(forward(plain.to(dtype), clips, gmacs))}
     for peer in PEERS.get(name, ()):
         network = build_peer(peer, clip_frames)
         if network is not None:
-            own = batch * count_macs(network, clips[:1]) / 1e9
+            own = batch * count_macs(network, clips[:1].float()) / 1e9
+            network = network.to(dtype)
             contenders[f"{peer}, eager"] = Peer(forward(network, clips, own))
             contenders[f"{peer}, compiled"] = Peer(forward(compiled(network), clips, own))
-    contenders[LIMIT] = matrix_product()
-    contest = f"{name}, L = {clip_frames}, batch {batch}"
+    contenders[LIMIT] = matrix_product(dtype)
     return contend("networks", contest, gmacs, "GMAC/s", contenders, rounds=rounds_for(gmacs))
 
 
@@ -180,8 +196,8 @@ def contests(parts: list[str], lengths: list[int], batches: list[int]) -> Iterat
         with torch.no_grad():
             for batch in batches:
                 for name in ("r2plus1d_50", "r3d_50", "r2d_26"):
-                    for clip_frames in lengths:
-                        yield compare_networks(name, clip_frames, batch)
+                    for clip_frames, dtype in itertools.product(lengths, TOLERANCE):
+                        yield compare_networks(name, clip_frames, batch, dtype)
 
 
 def main() -> None:

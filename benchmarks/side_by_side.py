@@ -29,11 +29,11 @@ class Speed(NamedTuple):
     contest: str  # such as "R(2+1)D-50, L = 8, batch 1"; contenders are compared within it alone
     who: str
     unit: str  # more is better, but for seconds and MiB
-    values: tuple[float, ...]  # one of each round
+    values: tuple[float, ...]  # one of each round; none where the unit says why it was not measured
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.values)
+    def median(self) -> float | None:
+        return statistics.median(self.values) if self.values else None
 
 
 @contextmanager
@@ -116,7 +116,8 @@ def write_table(path: Path, contests: Iterable[Sequence[Speed]]) -> None:
             kit = {s.contest: s.median for s in speeds if s.who == KIT}
             for s in speeds:
                 ratio = kit.get(s.contest)
-                numbers = [f"{value:.5g}" for value in (s.median, min(s.values), max(s.values))]
+                found = (s.median, min(s.values), max(s.values)) if s.values else ()
+                numbers = [f"{value:.5g}" for value in found] or [""] * 3
                 share = f"{ratio / s.median:.3g}" if ratio and s.median else ""
                 writer.writerow([s.part, s.contest, s.who, *numbers, s.unit, len(s.values), share])
                 log.info(

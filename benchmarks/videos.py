@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import PLAIN
+from networks import PLAIN, in_type, lacking
 from side_by_side import KIT, Peer, Speed, contend, write_table
 
-from faster_lib.data.datasets import Video, VideoClips, VideoList
+from faster_lib.data.datasets import Video, VideoClips, VideoList, decode
 from faster_lib.data.video import encode_h264
 from faster_lib.flops import video_gmacs
-from faster_lib.inference import prepare_for_inference, score_videos
+from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference, score_videos
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
 
 FRAMES, CLASSES = 256, 400
-KIT_ROUNDS = 5  # All E, 1:1 and 1:3 in turn, for their ratios
+KIT_ROUNDS = 5  # all patterns in turn, for their ratios
 
 
 def write_videos(folder: Path, number: int) -> VideoList:
@@ -46,35 +46,40 @@ def score_all(model: Faster, clips: VideoClips, workers: int) -> None:
         pass
 
 
-def compare_patterns(videos: VideoList, clip_frames: int, rounds: int) -> list[Speed]:
-    """Time All E, 1:1 and 1:3 from file to score."""
+def compare_patterns(
+    videos: VideoList, clip_frames: int, rounds: int, dtype: torch.dtype = torch.float32
+) -> list[Speed]:
+    """Time All E, 1:1, 1:3 and All C from file to score, the kit's in one type and, in float32, plain networks."""
     data = load_profile("kinetics400").data
     num_clips = FRAMES // clip_frames
+    contest = f"file to score, L = {clip_frames}, N = {num_clips}{in_type(dtype)}"
+    if dtype not in (torch.float32, fastest_type("cpu")):
+        return [lacking("videos", contest, dtype)]
     clips = VideoClips(videos, data, clip_frames=clip_frames, num_clips=num_clips, views=0, seed=0)
     parts = [build_backbone(name, CLASSES).eval() for name in ("r2plus1d_50", "r2d_26")]
-    fast = [prepare_for_inference(part) for part in parts]
+    fast = [prepare_for_inference(part, dtype=dtype) for part in parts]
     plain_gru = build_aggregator("fast_gru", parts[0].channels).eval()
     aggregators = {"fast_gru": (prepare_for_inference(plain_gru), plain_gru)}
     aggregators["avg_pool"] = (build_aggregator("avg_pool", parts[0].channels),) * 2
-    patterns = {"All E": (0, "avg_pool"), "1:1": (1, "fast_gru"), "1:3": (3, "fast_gru")}
+    patterns = {"All E": ("E" * num_clips, "avg_pool"), "All C": ("C" * num_clips, "avg_pool")}
+    patterns |= {f"1:{x}": (Schedule.ratio(num_clips, x), "fast_gru") for x in (1, 3)}
     kits, plains, costs = {}, {}, {}
-    for pattern, (ratio, name) in patterns.items():
-        schedule = Schedule.ratio(num_clips, ratio)
+    for pattern, (schedule, name) in patterns.items():
         kit, plain = aggregators[name]
         prepared = Faster(*fast, kit, schedule, CLASSES).eval()
         kits[pattern] = lambda model=prepared: score_all(model, clips, 1)
-        if pattern != "1:3":
+        if pattern in ("All E", "1:1") and dtype == torch.float32:
             eager = Faster(*parts, plain, schedule, CLASSES).eval()
             plains[pattern] = Peer(lambda model=eager: score_all(model, clips, 0))
         names = {"expensive": "r2plus1d_50", "cheap": "r2d_26", "aggregator": name}
         costs[pattern] = video_gmacs(**names, schedule=schedule, L=clip_frames)
-    contest = f"file to score, L = {clip_frames}, N = {num_clips}"
+    kits["decoding alone"] = lambda: sum(1 for _ in decode(clips, range(len(clips)), 1))
     speeds, rates = [], {}
     for who, calls, times in ((KIT, kits, KIT_ROUNDS), (PLAIN, plains, rounds)):
         for timed in contend("videos", contest, float(len(videos)), "videos/s", calls, rounds=times):
             speeds.append(timed._replace(contest=f"{contest}, {timed.who}", who=who))
             rates[who, timed.who] = timed.values
-    for pattern in ("1:1", "1:3"):
+    for pattern in ("1:1", "1:3", "All C"):
         in_turn = zip(rates[KIT, "All E"], rates[KIT, pattern], strict=True)
         shares = tuple(100 * all_e / mixed for all_e, mixed in in_turn)
         speeds.append(Speed("videos", contest, f"{pattern}, time", "% of All E", shares))
@@ -117,7 +122,8 @@ def contests(videos: int, rounds: int, clips: int, lengths: list[int]) -> Iterat
     with tempfile.TemporaryDirectory() as folder:
         files = write_videos(Path(folder), videos)
         for clip_frames in lengths:
-            yield compare_patterns(files, clip_frames, rounds)
+            for dtype in TOLERANCE:
+                yield compare_patterns(files, clip_frames, rounds, dtype)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What computes the same as the readable models, faster: for trained networks, for aggregators, for videos in files."""
+"""What computes the same as the readable models, faster, for networks, aggregators and files; imports torch alone."""
 
 import copy
 import ctypes
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from faster_lib.data.datasets import VideoClips, decode, stack_clips
 from faster_lib.models.aggregators import FASTGRU, GRU, LSTM, Aggregator, Concat, pool_globally
 from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 from faster_lib.models.faster import Faster
@@ -25,51 +24,85 @@ log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 # More clips a call gain nothing on a CPU, and each number of them is compiled anew; a GPU has more to fill.
 PIXELS_PER_CALL = {"cpu": 32 * 224 * 224, "cuda": 16 * 32 * 224 * 224}
-_MOST_FORMS = 64  # of input, for which one network is compiled
 _ALLOCATOR_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
 def prepare_for_inference(
     model: Faster | ClipNetwork | Aggregator,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str | None = None,
     is_compiled: bool = True,
 ) -> nn.Module:
     """Give a copy of a trained model that computes the same scores and feature maps faster, without gradients.
 
     Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled at their
-    first call with each form of input, which takes seconds. Where nothing can be compiled, a warning says why. Outputs
-    are float32, within `TOLERANCE` of the plain model's. From now on this process keeps the memory that it frees.
+    first call with each form of input, which takes seconds. Outputs are float32, within `TOLERANCE` of the plain
+    model's. `train()` changes nothing, and loading weights is refused. From now on this process keeps freed memory.
 
     Args:
-        dtype: of the networks' weights and maps; torch.bfloat16 is for GPUs. Classifiers and aggregator keep float32,
-            whose products a GPU computes in TF32 where `torch.set_float32_matmul_precision("high")` was called.
+        dtype: of the networks' weights and maps, later `.dtype`; "auto" takes `fastest_type(device)`. The rest keeps
+            float32, which a GPU multiplies in TF32 after `torch.set_float32_matmul_precision("high")`.
         device: where the copy goes; None leaves it where the model is.
-    Raises: ValueError for another dtype; TypeError for what is no model of this library.
+    Raises: ValueError for another dtype, TypeError for what is no model of this library.
     """
-    if dtype not in TOLERANCE:
-        raise ValueError(f"dtype is {dtype}; it must be torch.float32 or torch.bfloat16")
+    if dtype not in (*TOLERANCE, "auto"):
+        raise ValueError(f"dtype is {dtype}; it must be torch.float32 or torch.bfloat16, or 'auto'")
+    fastest = fastest_type(place := device or next((p.device for p in model.parameters()), "cpu"))
+    if dtype == "auto":
+        log.info(f"{type(model).__name__} computes in {fastest}, the fastest type of {place} within its tolerance")
+    elif dtype != fastest == torch.float32:
+        log.warning(f"{place} only emulates {dtype}, slower than torch.float32; dtype='auto' takes the fastest type")
     keep_freed_memory()
-    model, options = copy.deepcopy(model).eval().requires_grad_(False), {"dtype": dtype, "is_compiled": is_compiled}
-    if isinstance(model, Faster):
-        for name in ("expensive", "cheap", "aggregator"):
-            setattr(model, name, prepare_for_inference(getattr(model, name), **options))
-    elif isinstance(model, Aggregator):
-        model = model if model.aggregates_scores else PreparedAggregator(model, is_compiled=is_compiled)
-    elif isinstance(model, ClipNetwork) and not isinstance(model, PreparedBackbone):
-        model = PreparedBackbone(model, **options)
+    dtype, model = fastest if dtype == "auto" else dtype, copy.deepcopy(model).requires_grad_(False)
+    return _prepare(model, dtype, is_compiled).eval().to(device)
+
+
+def fastest_type(device: torch.device | str) -> torch.dtype:
+    """Give torch.bfloat16 where a device multiplies it itself: CUDA from 8.0 on, a CPU with AMX or AVX-512 BF16."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        kind = type(model).__name__
-        raise TypeError(f"a {kind} cannot be prepared; give a Faster, a network or an aggregator of this library")
-    return model.to(device)
+        has_bf16 = kind == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Module:
+    if type(model) is Faster:
+        for name in ("expensive", "cheap", "aggregator"):
+            setattr(model, name, _prepare(getattr(model, name), dtype, is_compiled))
+        model.__class__, model.dtype = PreparedFaster, dtype
+    elif isinstance(model, _Prepared) or not isinstance(model, Aggregator | ClipNetwork):
+        raise TypeError(f"a {type(model).__name__} cannot be prepared; give a plain Faster, network or aggregator")
+    elif isinstance(model, ClipNetwork):
+        return PreparedBackbone(model, dtype=dtype, is_compiled=is_compiled)
+    elif not model.aggregates_scores:
+        return PreparedAggregator(model, is_compiled=is_compiled)
+    return model
 
 
 def _without_gradients(method: Callable) -> Callable:  # in one mode, since another one compiles all again
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 
-class PreparedBackbone(ClipNetwork):
+class _Prepared(nn.Module):
+    """What prepared forms share: they stay in evaluation mode, with the weights that compiled code has taken in."""
+
+    dtype = torch.float32  # of the networks' weights and maps
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise RuntimeError(f"a {type(self).__name__} takes no other weights; load a plain model and prepare it anew")
+
+
+class PreparedFaster(_Prepared, Faster):
+    """A Faster out of prepared parts; shapes are those of Faster."""
+
+
+class PreparedBackbone(_Prepared, ClipNetwork):
     """A clip network for inference, in place of a plain one: many clips take a few calls of sizes compiled once.
 
     Shape: (B, 3, L, H, W), normalised or uint8 -> (B, num_classes) logits
@@ -81,14 +114,16 @@ class PreparedBackbone(ClipNetwork):
         self.network = fold_batch_norm(network).to(dtype=dtype, memory_format=torch.channels_last_3d)
         self.classifier = self.network.classifier = network.classifier
         self.channels, self.dtype = network.channels, dtype
+        for layer in self.network.modules():
+            if is_compiled and isinstance(layer, nn.Conv3d) and layer.kernel_size[0] == layer.stride[0] > 1:
+                layer.__class__ = _FramesAsChannels
         self._features = _Compiled(self.network.features, type(network).__name__, is_compiled)
 
     @_without_gradients
     def features(self, clips: torch.Tensor) -> torch.Tensor:
         check_clips(clips)
-        sizes = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type)
+        sizes, last = _sizes_of_calls(len(clips), clips.shape[2:].numel(), clips.device.type), torch.channels_last_3d
         parts = clips.split(sizes) if sizes else [clips]
-        last = torch.channels_last_3d
         maps = [self._features(as_input(part).to(self.dtype).contiguous(memory_format=last)) for part in parts]
         return torch.cat(maps).float()
 
@@ -100,17 +135,26 @@ class PreparedBackbone(ClipNetwork):
         return self.network.classify(features)
 
 
-def fold_batch_norm(network: ClipNetwork) -> ClipNetwork:
-    """Copy a network for inference, each batch norm multiplied into the convolution before it; the input stays.
+class _FramesAsChannels(nn.Conv3d):
+    """R2D-26's first layer: by images whose channels are the frames' colours, in the layout that oneDNN chooses."""
 
-    A batch norm stays where no convolution comes straight before it in the same sequence, as some of torchvision's do.
-    """
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self._by_images(clips) if clips.is_cpu else super().forward(clips)
+
+    @torch._disable_dynamo  # the compiler would choose the layout; torch.compiler.disable takes a second to import
+    def _by_images(self, clips: torch.Tensor) -> torch.Tensor:
+        images = clips.unflatten(2, (-1, self.stride[0])).movedim(2, 1).flatten(0, 1).flatten(1, 2)
+        maps = F.conv2d(images, self.weight.flatten(1, 2), self.bias, self.stride[1:], self.padding[1:])
+        return maps.unflatten(0, (len(clips), -1)).movedim(1, 2)
+
+
+def fold_batch_norm(network: ClipNetwork) -> ClipNetwork:
+    """Copy a network for inference, each batch norm multiplied into the convolution straight before it, if any."""
     folded = copy.deepcopy(network).eval()
-    for part in folded.modules():
-        if isinstance(part, nn.Sequential):
-            for place, (first, second) in enumerate(itertools.pairwise(list(part))):
-                if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
-                    part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
+    for part in (part for part in folded.modules() if isinstance(part, nn.Sequential)):
+        for place, (first, second) in enumerate(itertools.pairwise(list(part))):
+            if isinstance(first, nn.Conv3d) and isinstance(second, nn.BatchNorm3d):
+                part[place], part[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
     return folded
 
 
@@ -159,7 +203,7 @@ class _FastGRU(_Fast, GRU):
 
 class _FastFASTGRU(_Fast, FASTGRU):
     def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        x, o = _rows(features.flatten(0, 1)), _rows(state)
+        x, o = (maps.movedim(1, -1).flatten(0, -2) for maps in (features.flatten(0, 1), state))  # (rows, C)
         size = (len(features), len(o))
         gates_x = _multiply(x, *_side_by_side(self.U_rx, self.U_zx)).unflatten(0, size)
         candidate_x = _multiply(x, self.V_x.weight.flatten(1), self.V_x.bias).unflatten(0, size)
@@ -176,17 +220,10 @@ _FAST_FORMS = {Concat: _FastConcat, LSTM: _FastLSTM, GRU: _FastGRU, FASTGRU: _Fa
 
 
 def fast_form(aggregator: Aggregator) -> Aggregator:
-    """Give an aggregator that computes the same to rounding, faster, with the very parameters of the given one.
-
-    Training either trains both. Averaging, and what is fast already, is copied as it is.
-    """
+    """Give an aggregator that computes the same to rounding, faster, and shares the given one's parameters."""
     fast = copy.copy(aggregator)  # of the object alone: parameters, statistics and layers are shared
     fast.__class__ = _FAST_FORMS.get(type(aggregator), type(aggregator))
     return fast
-
-
-def _rows(maps: torch.Tensor) -> torch.Tensor:  # (B, C, l, h, w) -> (B * l * h * w, C)
-    return maps.movedim(1, -1).flatten(0, -2)
 
 
 def _side_by_side(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -196,10 +233,8 @@ def _side_by_side(*layers: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None
 
 
 def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-    """Multiply rows by a weight and add a bias or other rows: (R, inputs), (outputs, inputs) -> (R, outputs).
-
-    Compiled for a CPU it is a convolution, since that goes to oneDNN, faster than MKL on an AMD EPYC at paper size.
-    """
+    """Multiply rows by a weight and add a bias or other rows: (R, inputs), (outputs, inputs) -> (R, outputs)."""
+    # Compiled for a CPU it is a convolution, since that goes to oneDNN, faster than MKL on an AMD EPYC at paper size.
     if not (rows.is_cpu and torch.compiler.is_compiling()):
         return torch.addmm(added, rows, weight.t())
     is_bias = added.ndim == 1
@@ -207,8 +242,8 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, added: torch.Tensor) -> 
     return product if is_bias else product + added
 
 
-class PreparedAggregator(Aggregator):
-    """An aggregator for inference, in place of a plain one; its step is compiled.
+class PreparedAggregator(_Prepared, Aggregator):
+    """An aggregator for inference, whose step is compiled.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: ours.
@@ -235,20 +270,21 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         if self.compiled is None:
             return self.method(*arguments)
-        from torch._dynamo import config as dynamo  # here, since it takes a second and most compile nothing
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor import config as inductor
+        from torch import _dynamo as dynamo  # here, since it takes a second and most compile nothing
+        from torch import _inductor as inductor
 
         warner = logging.getLogger("torch.utils.cpp_extension")  # to which CUDA without a GPU is a reason to warn
         level, is_frozen = warner.level, next(self.method.__self__.parameters()).is_cpu
         warner.setLevel(logging.ERROR)
         try:
-            with inductor.patch(freezing=is_frozen), dynamo.patch(recompile_limit=_MOST_FORMS):
+            with inductor.config.patch(freezing=is_frozen), dynamo.config.patch(recompile_limit=64):
                 return self.compiled(*arguments)
-        except TorchDynamoException as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            needs = "torch.compile needs a C++ compiler, such as g++, on a CPU, and triton on a GPU"
-            log.warning(f"{self.name} cannot be compiled ({reason}); it runs at about half the speed. {needs}")
+        except dynamo.exc.TorchDynamoException as error:
+            _, _, output = str(error).partition("\nOutput:\n")  # the compiler's, where there is one
+            lines = (output or str(error) or type(error).__name__).strip().splitlines()
+            reason = next((line for line in lines if output and "error" in line), lines[0])
+            needs = "" if output else ". torch.compile needs a C++ compiler, such as g++, on a CPU, and triton on a GPU"
+            log.warning(f"{self.name} cannot be compiled ({reason}); it runs at about half the speed{needs}")
             self.compiled = None
             return self.method(*arguments)
         finally:
@@ -266,14 +302,14 @@ def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[in
 
 
 def score_videos(
-    model: Faster, clips: VideoClips, *, batch_videos: int = 1, workers: int = 1
+    model: Faster, clips: torch.utils.data.Dataset, *, batch_videos: int = 1, workers: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode videos and score them, decoding ahead in threads of its own while the networks compute.
-
-    The model, plain or prepared, is on the device that is to compute. With 0 workers the computing thread decodes.
+    """Score a `VideoClips` by a model, plain or prepared, decoding ahead in so many threads of its own.
 
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
     """
+    from faster_lib.data.datasets import decode, stack_clips  # here, since all else needs torch alone
+
     decoded = iter(decode(clips, range(len(clips)), workers))
     while batch := list(itertools.islice(decoded, batch_videos)):
         views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
@@ -283,10 +319,10 @@ def score_videos(
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, to use it again, for as long as it runs; tell whether that could be set.
+    """Let this process keep what it frees, to use it again, unless the environment sets the allocator; tell whether.
 
     By itself glibc gives each block of more than 32 MiB back to the system, which hands it out anew, filled with zeros:
-    half of a plain network's time at the paper's size. An allocator that the environment sets is left as it is.
+    half of a plain network's time at the paper's size.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _ALLOCATOR_SETTINGS):
         return False

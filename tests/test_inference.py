@@ -18,8 +18,10 @@ from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.inference import (
     TOLERANCE,
+    _FramesAsChannels,
     _sizes_of_calls,
     fast_form,
+    fastest_type,
     fold_batch_norm,
     prepare_for_inference,
     score_videos,
@@ -103,6 +105,7 @@ def test_clips_of_bytes_are_normalised_on_the_way_into_each_network(is_prepared)
 def test_a_compiled_model_out_of_a_pickle_gives_the_scores_of_the_plain_one(caplog):
     plain, clips = model("fast_gru"), torch.randn(2, 4, 3, 8, 33, 41)
     prepared = pickle.loads(pickle.dumps(prepare_for_inference(plain)))
+    assert type(prepared.cheap.network.stem[0][0]) is _FramesAsChannels  # of 8 frames, as 24 channels
     assert distance(prepared(clips), plain.double()(clips.double())) < TOLERANCE[torch.float32]
     assert not [record for record in caplog.records if "cannot be compiled" in record.message]
 
@@ -120,6 +123,10 @@ def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step
         assert distance(prepared.read(found), exact) < TOLERANCE[torch.float32]
     assert prepared.step.compiled is not None
     assert logging.getLogger("torch.utils.cpp_extension").level == logging.NOTSET
+    assert prepared.train().training is prepared.aggregator.training is False
+    assert torch.equal(prepared.run(features)[0], found[0])  # statistics of batch norm as they were
+    with pytest.raises(RuntimeError, match="PreparedAggregator takes no other weights; load a plain model"):
+        prepared.load_state_dict(prepared.state_dict())
 
 
 @torch.no_grad()
@@ -136,6 +143,76 @@ def test_without_a_compiler_a_warning_names_it_and_the_scores_are_the_same(caplo
     assert len(warned) == 1
     assert "no-such-compiler" in warned[0] and "g++" in warned[0]
     assert distance(found, plain.double()(clips.double())) < TOLERANCE[torch.float32]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")  # by the setting that this test makes
+def test_a_compiler_that_fails_is_quoted_and_not_called_missing(tmp_path, caplog):
+    from torch._inductor import config
+
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "at first\na fatal error: no space" >&2\nexit 1\n'
+    )
+    compiler.chmod(0o755)
+    with config.patch({"cpp.cxx": (None, str(compiler)), "force_disable_caches": True}):
+        prepare_for_inference(network("r2d_26", 1 / 64))(torch.randn(1, 3, 8, 34, 35))
+    (warned,) = [record.message for record in caplog.records if "cannot be compiled" in record.message]
+    assert "(a fatal error: no space)" in warned and "needs" not in warned
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [((), torch.float32), (("amx_tile",), torch.bfloat16), (("avx512_bf16",), torch.bfloat16)],
+)
+def test_auto_takes_the_fastest_type_that_the_processor_has_and_says_so(features, expected, monkeypatch, caplog):
+    for feature in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{feature}_supported", lambda feature=feature: feature in features)
+    plain, clips = model("fast_gru"), torch.randn(1, 2, 3, 8, 33, 33)
+    with caplog.at_level(logging.INFO):
+        prepared = prepare_for_inference(plain, dtype="auto", is_compiled=False)
+    assert [str(expected) in record.message for record in caplog.records] == [True]
+    assert prepared.dtype == prepared.cheap.dtype == prepared.cheap.network.stem[0][0].weight.dtype == expected
+    assert prepared.aggregator.dtype == prepared.classifier[1].weight.dtype == torch.float32
+    assert distance(prepared(clips), plain.double()(clips.double())) < TOLERANCE[expected]
+    caplog.clear()
+    explicit = prepare_for_inference(model("fast_gru"), dtype=torch.bfloat16, is_compiled=False)
+    assert explicit.dtype == torch.bfloat16
+    emulated = [record for record in caplog.records if "only emulates torch.bfloat16" in record.message]
+    assert len(emulated) == (expected == torch.float32)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((9, 0), torch.bfloat16)])
+def test_auto_takes_bf16_on_a_gpu_that_multiplies_it(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fastest_type("cuda") == fastest_type(torch.device("cuda", 1)) == expected
+    assert fastest_type("mps") == torch.float32
+
+
+@torch.no_grad()
+def test_a_prepared_model_stays_in_evaluation_mode_and_takes_no_other_weights():
+    plain, clips = model("concat"), torch.randn(2, 4, 3, 8, 33, 33)
+    plain.classifier[0].p = 0.5
+    prepared = prepare_for_inference(plain, is_compiled=False)
+    expected = prepared(clips)
+    outer = nn.Sequential(prepared).train()
+    assert outer.training and not any(part.training for part in prepared.modules())
+    assert torch.equal(outer(clips), expected)
+    for part in (prepared, prepared.cheap, Faster(prepared.cheap, plain.cheap, plain.aggregator, "EC", CLASSES)):
+        with pytest.raises(RuntimeError, match=r"Prepared\w+ takes no other weights; .* prepare it anew"):
+            part.load_state_dict(part.state_dict())
+    assert isinstance(pickle.loads(pickle.dumps(prepared)), Faster)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_clips_of_whole_numbers_other_than_bytes_are_refused(is_prepared, dtype):
+    whole = model("gru")
+    whole = prepare_for_inference(whole, is_compiled=False) if is_prepared else whole
+    clips = torch.ones(1, 2, 3, 8, 33, 33, dtype=dtype)
+    for call in (lambda: whole(clips), lambda: whole.step(clips[:, 0]), lambda: whole.cheap.features(clips[0])):
+        with pytest.raises(ValueError, match=rf"clips are {dtype}; they must be torch\.uint8, or floats"):
+            call()
 
 
 @given(num_clips=st.integers(0, 300), pixels=st.sampled_from([35 * 35 * 8, 8 * 112 * 112, 8 * 224 * 224, 2**22]))
@@ -214,8 +291,9 @@ def test_what_cannot_be_prepared_is_refused_with_the_value():
         prepare_for_inference(model("gru"), dtype=torch.float16)
     with pytest.raises(TypeError, match=r"a Linear cannot be prepared"):
         prepare_for_inference(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"a PreparedBackbone cannot be prepared"):
-        prepare_for_inference(prepare_for_inference(network("r2d_26", 1 / 64), is_compiled=False))
+    for plain in (network("r2d_26", 1 / 64), build_aggregator("gru", 8), model("gru")):
+        with pytest.raises(TypeError, match=r"a Prepared(Backbone|Aggregator|Faster) cannot be prepared"):
+            prepare_for_inference(prepare_for_inference(plain, is_compiled=False))
 
 
 @pytest.mark.parametrize("name", TABLE_1)

@@ -53,6 +53,10 @@ def test_the_tensors_are_found_in_every_usual_wrapping(tmp_path):
         {"state_dict": TENSORS, "epoch": 3},
         {"model": parallel, "optimizer": {"lr": 0.1}},
         {"model": {"state_dict": TENSORS}},
+        {f"_orig_mod.{key}": value for key, value in TENSORS.items()},
+        {f"module._orig_mod.{key}": value for key, value in TENSORS.items()},
+        {"state_dict": {f"_orig_mod.module.module.{key}": value for key, value in TENSORS.items()}},
+        {key.replace(".", "._orig_mod."): value for key, value in TENSORS.items()},  # parts that were compiled
     ):
         torch.save(content, tmp_path / "weights.pth")
         found = read_weights(tmp_path / "weights.pth")
@@ -145,3 +149,15 @@ def test_the_counters_of_batch_norm_may_be_missing_as_in_older_files(tmp_path):
     load_weights(build_backbone("r2d_26", 5, 1 / 64), path)
     with pytest.raises(ValueError, match=r"1 missing: stem\.0\.1\.running_mean$"):
         load_weights(network, saved(network, path, **counters, stem__0__1__running_mean=None))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_in_the_network_are_refused_by_name(tmp_path, value):
+    network = build_backbone("r2d_26", 5, 1 / 64)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    weight = network.stem[0][0].weight.detach().double()
+    weight[0, 0, 0, 0, 0] = value
+    path = saved(network, tmp_path / "burst.pth", stem__0__0__weight=weight)
+    with pytest.raises(ValueError, match=r"burst\.pth does not fit the network: 1 not finite: stem\.0\.0\.weight$"):
+        load_weights(network, path)
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())

@@ -40,7 +40,9 @@ class ClipNetwork(nn.Module, ABC):
 
 
 def check_clips(clips: torch.Tensor) -> None:
-    """Raise ValueError unless `clips` has shape (B, 3, L, H, W) with L a positive multiple of 8."""
+    """Raise ValueError unless `clips` are bytes or floats of shape (B, 3, L, H, W), L a positive multiple of 8."""
+    if not (clips.dtype == torch.uint8 or clips.is_floating_point()):
+        raise ValueError(f"clips are {clips.dtype}; they must be torch.uint8, or floats that are normalised already")
     shape = tuple(int(size) for size in clips.shape)  # whole numbers also while a tracer watches
     if len(shape) != 5 or shape[1] != 3:
         raise ValueError(f"clips have shape {shape}; they must be (B, 3, L, H, W), colour before frames")

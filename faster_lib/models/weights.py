@@ -25,7 +25,8 @@ def is_weight_file(weights: str | Path) -> bool:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a weight file by their names; no code in it is ever run.
 
-    Tensors under "state_dict" or "model" are found, and a "module." before all names is taken off.
+    Tensors under "state_dict" or "model" are found. The names lose what torch.compile ("_orig_mod.") and parallel
+    training (a "module." before all of them) put there.
 
     Raises: FileNotFoundError without the file; ValueError, naming the file, if it holds code or no tensors.
     """
@@ -54,15 +55,16 @@ def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds {found}; it must hold tensors by name, as a state_dict does")
-    if all(key.startswith("module.") for key in content):
-        return {key.removeprefix("module."): value for key, value in content.items()}
+    content = {key.replace("_orig_mod.", ""): value for key, value in content.items()}
+    while content and all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
     return content
 
 
 def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Put weights into a network; a classifier of another number of classes is left as it is, with a warning.
 
-    Raises: ValueError naming `source` and the keys that are missing, unexpected or of another shape.
+    Raises: ValueError naming `source` and the keys that are missing, unexpected, of another shape or not finite.
     """
     own = network.state_dict()
     classes, wanted = (len(state.get("classifier.bias", ())) for state in (weights, own))
@@ -78,6 +80,7 @@ def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: st
             for key in own.keys() & weights.keys()
             if weights[key].shape != own[key].shape
         ],
+        "not finite": [key for key in weights if not weights[key].float().isfinite().all()],  # NaN, or infinite
     }
     if any(faults.values()):
         firsts = {kind: ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3) for kind, keys in faults.items()}
