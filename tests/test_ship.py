@@ -17,8 +17,8 @@ from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
 from faster_lib.training import loop, stage1
-from faster_lib.training.__main__ import main
 from workflow import ship
+from workflow.train import main
 
 TINY, KINETICS = load_profile("tiny"), load_profile("tiny_kinetics")
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))

@@ -50,7 +50,7 @@ def training_command(profile: Profile, network: str, clip_frames: int, folder: s
     """Give the command that trains one network anew in a folder of its own, the shipped one left aside."""
     fold = "" if profile.data.fold is None else f" --fold {profile.data.fold}"
     options = f"--profile {profile.name}{fold} --backbone {network} -L {clip_frames} --threads 1 --anew {folder}"
-    return f"python -m faster_lib.training {options}"
+    return f"python workflow/train.py {options}"
 
 
 def shipped_lengths(profile: Profile) -> list[int]:

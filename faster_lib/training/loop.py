@@ -128,6 +128,7 @@ class _Training:
 
     def run(self) -> None:
         task, progress, accumulation = self.task, self.progress, self.task.engine.accumulation
+        settings: Optimisation = task.settings
         mine = [self.rank + self.ranks * part for part in range(accumulation)]
         batches = iter(task.batches(progress["iteration"], mine, self.ranks * accumulation))
         start = time.perf_counter() - progress["training_seconds"]
@@ -140,7 +141,7 @@ class _Training:
                 self._draw(found)
                 bar.update()
                 bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
-                if self.stop or progress["iteration"] % task.settings.checkpoint_iterations == 0:
+                if self.stop or progress["iteration"] % settings.checkpoint_iterations == 0:
                     self._save()
                 if self.stop:
                     log.warning("%s: SIGTERM; stopped after step %d", task.folder.name, progress["iteration"])
@@ -169,7 +170,8 @@ class _Training:
     def _descend(self, parts: Sequence[Any], total: int) -> tuple[float, float]:
         """Do one optimiser step on the parts of a batch; give its mean loss and the number of right samples."""
         self.optimiser.zero_grad(set_to_none=True)
-        settings, is_bf16 = self.task.settings, self.task.engine.mixed_precision == "bf16"
+        settings: Optimisation = self.task.settings
+        is_bf16 = self.task.engine.mixed_precision == "bf16"
         share, correct = 0.0, 0.0
         for number, part in enumerate(parts):
             is_last = number == len(parts) - 1 or self.ranks == 1

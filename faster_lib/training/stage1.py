@@ -182,7 +182,8 @@ def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
 
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
-    profile, settings, clip_frames = trained.profile, trained.profile.backbone_training, trained.clip_frames
+    profile, clip_frames = trained.profile, trained.clip_frames
+    settings = profile.backbone_training
     network = build_network(profile, trained.name)
     if (weights := start_of(profile, trained.name)) is not None:
         load_weights(network, weights)

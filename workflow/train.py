@@ -50,7 +50,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m faster_lib.training", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python workflow/train.py", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
     parser.add_argument("--stage", choices=["backbone", "features", "aggregator"], default="backbone")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
