@@ -29,13 +29,13 @@ class TimedFaster(Faster):
         return self._time("aggregation", super()._aggregate, features, state)
 
     def _time(self, part: str, compute: Callable, *arguments: Any) -> Any:
-        start = now()
+        start = read_clock()
         computed = compute(*arguments)
-        self.seconds[part] += now() - start
+        self.seconds[part] += read_clock() - start
         return computed
 
 
-def now() -> float:
+def read_clock() -> float:
     """Give the time in seconds, after a GPU has finished what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
