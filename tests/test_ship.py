@@ -86,7 +86,7 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
 
     threads = torch.get_num_threads()
     monkeypatch.setattr(loop._Training, "_note", watch)
-    arguments = shlex.split(about["command"].removesuffix("runs/retrain"))[3:]
+    arguments = shlex.split(about["command"].removesuffix("runs/retrain"))[2:]
     try:
         with pytest.raises(KeyboardInterrupt):
             main([*arguments, str(tmp_path)])

@@ -115,8 +115,3 @@ def rename_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def crop_px_of(weights: WeightsEnum) -> int:
     """Give the side of the clips that weights need."""
     return weights.transforms().crop_size[0]
-
-
-def build_s3d(num_classes: int = 400) -> nn.Module:
-    """Build torchvision's S3D as it is, for counting a competitor of Table 7."""
-    return get_model("s3d", weights=None, num_classes=num_classes)
