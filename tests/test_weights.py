@@ -76,6 +76,7 @@ def test_the_tensors_are_found_in_every_usual_wrapping(tmp_path):
         ("text.pt", b"hello", "text.pt cannot be read as weights"),
         ("text.safetensors", b"hello, no header", "text.safetensors cannot be read as weights"),
         ("code.safetensors", pickle.dumps(Touch(Path("never"))), "code.safetensors cannot be read as weights"),
+        ("numbers.pth", {0: TENSORS["b.bias"]}, r"numbers.pth holds \['0'\]; it must hold tensors by name"),
         ("list.pth", [1, 2], r"list.pth holds list; it must hold tensors by name"),
         ("epoch.pth", {"epoch": 3, "x": TENSORS["b.bias"]}, r"epoch.pth holds \['epoch', 'x'\]; it must hold tensors"),
     ],

@@ -52,7 +52,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
     while isinstance(content, dict) and (inner := [content[k] for k in _WRAPPINGS if isinstance(content.get(k), dict)]):
         content = inner[0]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    pairs = content.items() if isinstance(content, dict) else [(content, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds {found}; it must hold tensors by name, as a state_dict does")
     content = {key.replace("_orig_mod.", ""): value for key, value in content.items()}

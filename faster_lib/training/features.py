@@ -162,7 +162,8 @@ def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:
     """
     device = find_ranks().device
     if profile.loading.compiled:
-        return prepare_for_inference(network, device=device)
+        dtype = torch.bfloat16 if profile.engine.mixed_precision == "bf16" else torch.float32
+        return prepare_for_inference(network, dtype=dtype, device=device)
     return fold_batch_norm(network).to(device, memory_format=torch.channels_last_3d)
 
 
