@@ -22,12 +22,12 @@ from faster_lib.data.datasets import (
     load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
-from faster_lib.data.video import VideoError, VideoReader, encode_h264
+from faster_lib.data.video import VideoError, encode_h264
 
 
 def frames_of(path, indices=None) -> torch.Tensor:
     """Frames as clips have them: (3, T, H, W)."""
-    reader = VideoReader(path)
+    reader = Video(path).open()
     return reader.read(range(len(reader)) if indices is None else indices).permute(3, 0, 1, 2)
 
 

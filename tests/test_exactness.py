@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
+from faster_lib.data.datasets import Video
 from faster_lib.data.index import scan
 from faster_lib.data.lists import video_files
-from faster_lib.data.video import VideoReader
 from tests.test_index import as_list, check_against_pyav, pictures, write
 
 FRAMES, SIZE = 30, (48, 64)  # height, width
@@ -123,10 +123,10 @@ def test_every_kind_of_file_is_read_to_the_bit_as_ffmpeg_shows_it_in_any_order(f
 
 
 def test_a_file_that_says_so_is_shown_turned_or_mirrored(folder, tmp_path):
-    plain = VideoReader(folder / "h264.mp4").read([0]).numpy()[0]
+    plain = Video(folder / "h264.mp4").open().read([0]).numpy()[0]
     wanted = {"quarter": np.rot90(plain, -1), "half": np.rot90(plain, 2), "back": np.rot90(plain)}
     wanted |= {"mirrored": plain[:, ::-1], "upside_down": plain[::-1], "transposed": plain.swapaxes(0, 1)}
     for name, matrix in (TURNS | MIRRORS).items():
         path = tmp_path / f"{name}.mp4"
         path.write_bytes(put_matrix((folder / "h264.mp4").read_bytes(), *matrix))
-        assert np.array_equal(VideoReader(path).read([0]).numpy()[0], wanted[name]), name
+        assert np.array_equal(Video(path).open().read([0]).numpy()[0], wanted[name]), name

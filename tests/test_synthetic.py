@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faster_lib.data.datasets import Video
 from faster_lib.data.index import load_videos, read_index
 from faster_lib.data.synthetic import CLASSES, CONTEXTS, MOTIONS, cut_into_shots, plan_videos, render_video
-from faster_lib.data.video import VideoReader
 from faster_lib.profiles import load_profile
 
 seeds = st.integers(0, 2**32)
@@ -175,7 +175,7 @@ def test_labels_are_balanced_and_each_file_shows_what_its_label_says(make_scene,
     assert {row.split for row in rows} == {"val"} and len({row.path for row in rows}) == 36
     assert all(sorted(CLASSES)[row.target] == row.label for row in rows)
     for row in rows[:16]:
-        video = VideoReader(folder / row.path).read(range(32)).numpy().astype(float)
+        video = Video(folder / row.path).open().read(range(32)).numpy().astype(float)
         colour = (video.mean(axis=(0, 1, 2)) - video.mean()) @ np.asarray(list(CONTEXTS.values())).T
         grey = video.mean(axis=-1)
         grey -= np.median(grey, axis=0) + grey.mean(axis=(1, 2), keepdims=True) - grey.mean()

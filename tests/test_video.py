@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from faster_lib.data.video import VideoError, VideoReader, encode_h264
+from faster_lib.data.datasets import Video
+from faster_lib.data.video import VideoError, encode_h264
 from faster_lib.paths import ROOT
 
 
@@ -26,7 +27,7 @@ def write(path, frames, *, crf=18, gop_frames=8):
 
 
 def read_all(path) -> torch.Tensor:
-    reader = VideoReader(path)
+    reader = Video(path).open()
     return reader.read(range(len(reader)))
 
 
@@ -49,11 +50,11 @@ def test_frames_read_in_any_order_with_repeats_equal_those_read_in_a_row(video):
     in_a_row = read_all(video)
     assert len(in_a_row.flatten(1).unique(dim=0)) == 40  # no two frames are the same, so none can stand for another
     shuffled = random.Random(0).choices(range(40), k=60)
-    reader = VideoReader(video)
+    reader = Video(video).open()
     for indices in ([39], [0], [16, 15, 17, 15], [39, 0, 39], shuffled, range(40)):
         assert torch.equal(reader.read(indices), in_a_row[list(indices)])
     for i in range(40):
-        assert torch.equal(VideoReader(video).read([i])[0], in_a_row[i])
+        assert torch.equal(Video(video).open().read([i])[0], in_a_row[i])
 
 
 def test_the_same_frames_give_the_same_bytes_and_groups_of_pictures_are_short(tmp_path):
@@ -61,7 +62,7 @@ def test_the_same_frames_give_the_same_bytes_and_groups_of_pictures_are_short(tm
     contents = [encode_h264(frames.copy(), fps=25, crf=18, gop_frames=8) for _ in range(3)]
     assert contents[0] == contents[1] == contents[2]
     for gop_frames in (1, 8, 16):
-        keys = VideoReader(write(tmp_path / "video.mp4", frames, gop_frames=gop_frames)).key_frames
+        keys = Video(write(tmp_path / "video.mp4", frames, gop_frames=gop_frames)).open().key_frames
         assert keys[0] == 0 and np.diff([*keys, 40]).max() == min(gop_frames, 40)
 
 
@@ -87,7 +88,7 @@ def test_a_file_that_is_no_video_is_an_error_that_names_it(tmp_path, content, fa
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(VideoError, match=f"holiday.mp4: .*{fault}"):
-        VideoReader(path)
+        Video(path).open()
 
 
 def test_a_video_cut_short_anywhere_in_its_pictures_is_an_error_that_names_it_and_no_crash(tmp_path, video):
@@ -103,7 +104,7 @@ def test_a_video_cut_short_anywhere_in_its_pictures_is_an_error_that_names_it_an
 
 def test_frames_that_cannot_be_decoded_are_an_error_that_names_file_and_frames(tmp_path, video):
     with pytest.raises(VideoError, match=r"ramps.mp4: cannot decode frames 3 to 40 of 40"):
-        VideoReader(video).read([3, 40])
+        Video(video).open().read([3, 40])
     content = bytearray(video.read_bytes())
     first, last = content.index(b"mdat") + 4, content.rindex(b"moov") - 4
     content[first:last] = bytes(last - first)

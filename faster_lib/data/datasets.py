@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
 from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.profiles import Data
@@ -41,7 +42,7 @@ class Video:
 
     def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        return VideoReader(self.path, self.file)
+        return VideoReader(self.path, self.file or probe_once(self.path))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.lists import Indexed, folder_of, list_videos, name_in
+from faster_lib.data.probe import probe_video
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
-from faster_lib.data.video import DECODERS, SCANNED_BY, File, VideoError, find_stat, probe_video
+from faster_lib.data.video import DECODERS, SCANNED_BY, File, VideoError, find_stat
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile
 from faster_lib.store import Entry, hash_of, naming, remove_partials, write_whole

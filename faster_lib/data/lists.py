@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from faster_lib.data.video import File, is_video
+from faster_lib.data.probe import is_video
+from faster_lib.data.video import File
 from faster_lib.paths import DATA
 from faster_lib.profiles import FOLDED, Data
 

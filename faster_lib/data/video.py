@@ -1,4 +1,4 @@
-"""Reading and writing video files: the only place where decord and PyAV enter.
+"""Reading and writing video files, by decord and PyAV.
 
 The frames that PyAV decodes from the first one on are the video's. decord is the quicker one out of order, but where it
 cannot decode it repeats other frames, so it reads those files only in which a scan found PyAV's frames to the bit.
@@ -8,13 +8,11 @@ import io
 import os
 import re
 import time
-import zlib
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch  # before decord: loaded after it, PyTorch's convolutions crash
 
@@ -28,7 +26,6 @@ DECODER = f"decord2 {version('decord2')}"  # another version may give other fram
 SCANNED_BY = f"{DECODER}, av {version('av')}"  # likewise, other verdicts on files
 DECODERS = ("decord", "pyav", "pyav_in_order")
 HELD_BYTES = 2**25  # of whole frames in memory at a time where clips are cut from them or a scan reads them
-_LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
 _WAITS_SECONDS = (0.1, 1.0, 5.0)  # before a file is looked at again where a disk fails
 
 
@@ -63,35 +60,29 @@ def find_stat(path: Path) -> os.stat_result | None:
             time.sleep(wait)
 
 
-def is_video(path: Path) -> bool:
-    """Try whether a file holds moving pictures, which a still image, a text and a song with its cover do not."""
-    try:
-        with av.open(os.fspath(path), metadata_errors="replace") as file:
-            name, stream = file.format.name, file.streams.best("video")
-            is_still = "image2" in name or name == "tty" or name.endswith("_pipe")
-            return not (stream is None or is_still or av.stream.Disposition.attached_pic in stream.disposition)
-    except Exception:  # whatever PyAV raises for what it cannot open
-        return False
+def check_there(path: Path) -> os.stat_result:
+    """Look at a video file; raises VideoError if it does not exist."""
+    if (stat := find_stat(path)) is None:
+        raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
+    return stat
 
 
 class VideoReader:
-    """One open video, read as its index says, or without an index as probing the whole file shows once.
+    """One open video, read as its index, or probing the whole file, says.
 
     Raises: VideoError if the file is missing, empty, not to be opened, or not as long as its index says.
     """
 
-    def __init__(self, path: str | Path, file: File | None = None):
+    def __init__(self, path: str | Path, file: File):
         self.path = path = Path(path)
-        if (stat := find_stat(path)) is None:
-            raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
-        file = file or _probe_once(path, stat.st_size, stat.st_mtime_ns)
+        check_there(path)
         self.size_px = height, width = file.height_px, file.width_px
         self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
         try:
             is_decord = file.decoder == "decord"
-            self._decoder = _Decord(path) if is_decord else _PyAV(path, file.frames, file.decoder == "pyav")
+            self._decoder = _Decord(path) if is_decord else PyAVDecoder(path, file.frames, file.decoder == "pyav")
         except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
-            raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from error
+            raise VideoError(f"{path}: not a readable video ({first_line(error)})") from error
         self.key_frames = self._decoder.key_frames
         if file.frames != len(self):
             raise VideoError(f"{path}: has {len(self)} frames, but {file.frames} when it was indexed; index it again")
@@ -105,7 +96,7 @@ class VideoReader:
             return self._decoder.read(list(indices))
         except Exception as error:
             where = f"{self.path}: cannot decode frames {min(indices)} to {max(indices)} of {len(self)}"
-            raise VideoError(f"{where} ({_first_line(error)}); the file may be truncated") from error
+            raise VideoError(f"{where} ({first_line(error)}); the file may be truncated") from error
 
 
 class _Decord:
@@ -117,7 +108,7 @@ class _Decord:
         return from_dlpack(self._reader.get_batch(indices).to_dlpack())  # where decord wrote them, no copy
 
 
-class _PyAV:
+class PyAVDecoder:
     """Frames by PyAV: on from the last one read, or from a key frame found by its time, or from the first one again."""
 
     def __init__(self, path: Path, length: int = 0, is_exact: bool = False):
@@ -183,85 +174,6 @@ class _PyAV:
         return np.ascontiguousarray(picture)
 
 
-def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
-    """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
-
-    Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
-    Raises: VideoError if no frame can be decoded, or more than a tenth of what should be there is not.
-    """
-    path, times, sums = Path(path), [], []
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes); generate or download it again")
-    try:
-        decoder = _PyAV(path)
-        for moment, frame in decoder.read_each():
-            times.append(moment)
-            sums.append(zlib.crc32(frame))
-            seen()
-    except MemoryError:
-        raise
-    except Exception as error:  # PyAV raises AttributeError where there is no stream of pictures, and more
-        fault = f"it cannot be read on after {len(sums)} frames" if sums else "not a readable video"
-        raise VideoError(f"{path}: {fault} ({_first_line(error)})") from error
-    _check_whole(path, decoder, len(sums))
-    stream, size = decoder.stream, frame.shape[1::-1]
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    file = File(len(sums), round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
-    for name in ("decord", "pyav")[not with_decord :] if len(decoder.sizes) == 1 else ():
-        if _reads_rightly(path, better := file._replace(decoder=name), times, sums, seen):
-            return better
-    return file
-
-
-_probe_once = lru_cache(1024)(lambda path, size, modified_ns: probe_video(path))
-
-
-def _check_whole(path: Path, decoder: _PyAV, frames: int) -> None:
-    """Raise VideoError where too little of a video could be decoded, or less is there than its container announces."""
-    stream, packets, size, announced = decoder.stream, decoder.packets, path.stat().st_size, _announced_bytes(path)
-    if not frames or decoder.undecodable > (1 - _LEAST_SHARE) * packets:
-        raise VideoError(f"{path}: {decoder.undecodable or packets} of its {packets} packets cannot be decoded")
-    if size < _LEAST_SHARE * (announced or 0):
-        raise VideoError(f"{path}: {size} of the {announced} bytes that the container announces; truncated")
-    reached, duration = decoder.end - (stream.start_time or 0), stream.duration or float("inf")
-    if announced is None and packets < _LEAST_SHARE * stream.frames and reached < _LEAST_SHARE * duration:
-        raise VideoError(f"{path}: {packets} of the {stream.frames} frames that the container announces; truncated")
-
-
-def _announced_bytes(path: Path) -> int | None:
-    """Give the size that an AVI or Matroska file says it has, 0 where it was written as a stream; None for others."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    place = head.find(b"\x18\x53\x80\x67\x01") + 5  # before the size of all of Matroska's content
-    if head.startswith(b"RIFF"):
-        place, size, unknown = 8, int.from_bytes(head[4:8], "little"), 2**32 - 1
-    elif head.startswith(b"\x1a\x45\xdf\xa3") and place > 4:
-        place, size, unknown = place + 7, int.from_bytes(head[place : place + 7], "big"), 2**56 - 1
-    else:
-        return None
-    return place + size if 0 < size < unknown else 0
-
-
-def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
-    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down.
-
-    Where a packet is not one frame with its time, no seek is relied on: decord then gives other frames now and then.
-    """
-    try:
-        if [*_PyAV(path, is_exact=True).times] != times:
-            return False
-        one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
-        near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
-        orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
-        for reader, part in ((r, p[i : i + n]) for r, p, n in orders for i in range(0, len(p), n)):
-            if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
-                return False
-            seen()
-    except (VideoError, TypeError):  # the latter where packets have no times
-        return False
-    return True
-
-
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:
     """Encode frames (T, H, W, 3) uint8, H and W even, as an H.264 `.mp4` in memory: the same bytes for the same frames.
 
@@ -284,7 +196,7 @@ def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> b
     return buffer.getvalue()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Give the first line of a message, without the time and place in the source that decord puts in front."""
     line = (str(error).strip().splitlines() or [""])[0]
     return re.sub(r"^(\[[\d:]+\] \S+:\d+: )+", "", line) or type(error).__name__
