@@ -16,7 +16,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce index test bench retrain sweep status lint format notebooks docs constraints clean distclean
+.PHONY: help venv reproduce index test bench gpu retrain sweep status lint format notebooks docs constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,7 +44,7 @@ test: $(STAMP)  ## run the tests, and every notebook against its committed outpu
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
 	$(BIN)/pytest --nbval notebooks
 
-# About 80 minutes on 2 cores; whatever else runs there shows in the figures. pytorchvideo joins in where it is
+# About 85 minutes on 2 cores, twice that where the processor multiplies bfloat16; whatever else runs there shows in the figures. pytorchvideo joins in where it is
 # installed: pip install -e ".[bench]".
 bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchmarks/results/
 	@mkdir -p benchmarks/results
@@ -55,6 +55,9 @@ bench: $(STAMP)  ## time the kit against peers and a matrix product, into benchm
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/training.py benchmarks/results/training.csv
 	$(BIN)/python benchmarks/growth.py benchmarks/results/growth.csv benchmarks/results/growth.png
 	$(BIN)/python benchmarks/draw.py benchmarks/results
+
+gpu: $(STAMP)  ## check and time everything on a GPU, in 8 minutes, into runs/gpu/
+	$(BIN)/python benchmarks/gpu.py
 
 # Snakemake makes what is missing. SWEEP adds to its options and configuration: SWEEP='seeds=0 --dry-run'.
 sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side, by $EXECUTOR (docs/cluster.md)

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from faster_lib.paths import ROOT
@@ -19,7 +19,7 @@ def circumstances() -> dict[str, Any]:
     import torch  # here, since reading facts and profiles should not load torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in _DISTRIBUTIONS}}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _DISTRIBUTIONS}}
     return {"device": device, "versions": versions, "commit": _commit(), "finished": now()}
 
 
@@ -43,13 +43,6 @@ def peak_mib(device: str = "cpu") -> float:
 def now() -> str:
     """Give the time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

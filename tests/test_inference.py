@@ -173,7 +173,7 @@ def test_auto_takes_the_fastest_type_that_the_processor_has_and_says_so(features
         prepared = prepare_for_inference(plain, dtype="auto", is_compiled=False)
     assert [str(expected) in record.message for record in caplog.records] == [True]
     assert prepared.dtype == prepared.cheap.dtype == prepared.cheap.network.stem[0][0].weight.dtype == expected
-    assert prepared.aggregator.dtype == prepared.classifier[1].weight.dtype == torch.float32
+    assert prepared.aggregator.dtype == prepared.classifier.weight.dtype == torch.float32
     assert distance(prepared(clips), plain.double()(clips.double())) < TOLERANCE[expected]
     caplog.clear()
     explicit = prepare_for_inference(model("fast_gru"), dtype=torch.bfloat16, is_compiled=False)

@@ -117,11 +117,11 @@ def test_a_wait_that_is_longer_than_the_networks_patience_goes_over_file_locks_a
 
 DEAF = """
 import signal, sys, threading
-from faster_lib.training import ranks
+from workflow import train
 
-ranks.GRACE_SECONDS = float(sys.argv[1])
+train.GRACE_SECONDS = float(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: None)
-with ranks.ended_by_signals():
+with train.ended_by_signals():
     print("waits", flush=True)
     held = threading.Lock()
     held.acquire()

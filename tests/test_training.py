@@ -386,7 +386,7 @@ def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(
     parts = [name for name in before if name.startswith("aggregator.")]
     assert parts and all(torch.allclose(kept[name], before[name], atol=1e-6) for name in parts)
     scaled = networks[0].network.classifier.weight / still.scales[0]
-    assert torch.allclose(kept["classifier.1.weight"], scaled, atol=1e-6), "the classifier is the target's own"
+    assert torch.allclose(kept["classifier.weight"], scaled, atol=1e-6), "the classifier is the target's own"
     anew = features.FeaturePair(target.model_copy(update={"pretraining": None}), *networks, runs=pair.runs)
     keys = {evaluation.aggregator_entry(p, *cell, seed, "test").key for p in (ours, anew) for seed in (0, 1)}
     assert len(keys) == 4

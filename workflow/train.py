@@ -2,7 +2,12 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -12,10 +17,12 @@ from faster_lib.paths import RUNS
 from faster_lib.profiles import load_profile
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
-from faster_lib.training.ranks import ended_by_signals, find_ranks
+from faster_lib.training.ranks import find_ranks
 from faster_lib.training.stage1 import train_backbone
 
 log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20.0  # after SIGTERM or SIGINT: enough for a step and a checkpoint, less than launchers give
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,6 +36,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
     with ended_by_signals():
         _run(given)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """See that SIGTERM and SIGINT end this process, whatever it waits for, and that a second one ends it at once.
+
+    Python tells its handlers of a signal only between two steps of its own; of a byte in a socket it tells at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    came = []
+
+    def watch() -> None:
+        if first := ours.recv(1):  # nothing, at the end of the block
+            came.append(first)
+            ours.settimeout(GRACE_SECONDS)
+            with suppress(TimeoutError):
+                ours.recv(1)
+            os._exit(128 + first[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        yield
+    finally:
+        if not came:
+            signal.set_wakeup_fd(before)
+            theirs.close()
 
 
 def _run(given: argparse.Namespace) -> None:

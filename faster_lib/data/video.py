@@ -131,6 +131,7 @@ class PyAVDecoder:
         self._next, self._frames = 0, enumerate(self._decode())
 
     def read(self, indices: list[int]) -> torch.Tensor:
+        """Give the frames of these numbers, repeats allowed: (len(indices), H, W, 3) uint8, RGB."""
         found = {i: self._find(i) for i in sorted(set(indices))}
         return torch.from_numpy(np.stack([found[i] for i in indices]))
 

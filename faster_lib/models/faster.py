@@ -72,7 +72,6 @@ class Faster(nn.Module):
         num_classes: of the classifier over the aggregated features. Averaging uses the networks' own classifiers.
         feature_scales: by which the features of (expensive, cheap) are multiplied before they are aggregated. Ours:
             bringing them to unit size suits gates that start near 0 and a candidate within -1 and 1.
-        dropout: of the pooled state in training.
     Raises: ValueError if the networks and the aggregator do not fit each other.
     Source: FASTER (AAAI 2020), Fig. 1b, Eq. 1.
     """
@@ -86,7 +85,6 @@ class Faster(nn.Module):
         num_classes: int,
         *,
         feature_scales: tuple[float, float] = (1.0, 1.0),
-        dropout: float = 0.0,
     ):
         super().__init__()
         self.expensive, self.cheap, self.aggregator = expensive, cheap, aggregator
@@ -108,7 +106,7 @@ class Faster(nn.Module):
         if cheap.channels != expensive.channels:
             self.projection = Pointwise(cheap.channels, expensive.channels)
             nn.init.normal_(self.projection.weight, std=cheap.channels**-0.5)  # a mean square of 1 stays so, on average
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(aggregator.channels, num_classes))
+        self.classifier = nn.Linear(aggregator.channels, num_classes)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Look at all expensive clips in one call and at all cheap ones in another, then aggregate them in order."""

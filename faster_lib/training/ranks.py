@@ -1,11 +1,7 @@
-"""Several processes that work together: which this is, results that all make, waits that end, and signals."""
+"""Several processes that work together: which this is, results that all make, and waits that end."""
 
-import os
-import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +13,6 @@ from torch import nn
 from faster_lib.store import Entry, hold
 
 PATIENCE = timedelta(minutes=10)  # of ranks in a collective: longer waits go over file locks
-GRACE_SECONDS = 20.0  # after SIGTERM or SIGINT: enough for a step and a checkpoint, less than launchers give
 
 
 def find_ranks() -> PartialState:
@@ -101,34 +96,3 @@ def seeded(seed: int, build: Callable[..., Any], *arguments: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(*arguments)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """See that SIGTERM and SIGINT end this process, whatever it waits for, and that a second one ends it at once.
-
-    Python tells its handlers of a signal only between two steps of its own; of a byte in a socket it tells at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    came = []
-
-    def watch() -> None:
-        if first := ours.recv(1):  # nothing, at the end of the block
-            came.append(first)
-            ours.settimeout(GRACE_SECONDS)
-            with suppress(TimeoutError):
-                ours.recv(1)
-            os._exit(128 + first[0])
-
-    threading.Thread(target=watch, daemon=True).start()
-    before = signal.set_wakeup_fd(theirs.fileno())
-    try:
-        yield
-    finally:
-        if not came:
-            signal.set_wakeup_fd(before)
-            theirs.close()

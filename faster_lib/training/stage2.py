@@ -32,8 +32,8 @@ def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
     model = Faster(expensive, cheap, aggregator, schedule, profile.data.num_classes, feature_scales=scales)
     if model.classifier is not None:
         with torch.no_grad():
-            model.classifier[-1].weight.copy_(expensive.classifier.weight / scales[0])
-            model.classifier[-1].bias.copy_(expensive.classifier.bias)
+            model.classifier.weight.copy_(expensive.classifier.weight / scales[0])
+            model.classifier.bias.copy_(expensive.classifier.bias)
     return model
 
 
