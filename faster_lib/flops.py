@@ -142,9 +142,8 @@ def video_gmacs(
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
-    return running_gmacs(
-        expensive=expensive, cheap=cheap, aggregator=aggregator, schedule=schedule, L=L, size_px=size_px
-    )[-1]
+    parts = {"expensive": expensive, "cheap": cheap, "aggregator": aggregator}
+    return running_gmacs(**parts, schedule=schedule, L=L, size_px=size_px)[-1]
 
 
 def running_gmacs(

@@ -308,9 +308,9 @@ def score_videos(
 
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
     """
-    from faster_lib.data.datasets import decode, stack_clips  # here, since all else needs torch alone
+    from faster_lib.data.datasets import load_ahead, stack_clips  # here, since all else needs torch alone
 
-    decoded = iter(decode(clips, range(len(clips)), workers))
+    decoded = iter(load_ahead(clips.__getitem__, range(len(clips)), workers))
     while batch := list(itertools.islice(decoded, batch_videos)):
         views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
         with torch.inference_mode():

@@ -228,18 +228,21 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
-    """Read and check `<folder>/<name>.yaml`, and that its networks fit those of the profile it is pre-trained in.
+def load_profile(name: str | Path, *, folder: Path = PARAMS) -> Profile:
+    """Read and check a file such as mine/own.yaml, or `<folder>/<name>.yaml`, whose networks fit those it starts from.
 
     Raises: ProfileError if there is no such profile, or for any missing, unknown or mistyped key.
     """
+    files = {path.stem: (path, f"params/{path.name}") for path in folder.glob("*.yaml")}
+    if (path := Path(name).expanduser()).suffix == ".yaml":
+        name, files[path.stem] = path.stem, (path, str(path))
     chain: list[Profile] = []  # each pre-trained in the next
     where = ""
     while name is not None:
         if name in [profile.name for profile in chain]:
             raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
-        content, origins = _read_over_base(name, folder, where)
-        profile = parse_profile({"name": name, **content}, source=f"params/{name}.yaml", origins=origins)
+        content, origins = _read_over_base(name, files, where)
+        profile = parse_profile({"name": name, **content}, source=files[name][1], origins=origins)
         for section, key in _SHARED if chain else ():
             own, theirs = (getattr(getattr(each, section), key) for each in (chain[-1], profile))
             if own != theirs:
@@ -250,23 +253,25 @@ def load_profile(name: str, *, folder: Path = PARAMS) -> Profile:
     return chain[0]
 
 
-def _read_over_base(name: str, folder: Path, where: str, above: tuple = ()) -> tuple[dict[str, Any], dict[tuple, str]]:
+def _read_over_base(name: str, files: dict[str, tuple], where: str, above: tuple = ()) -> tuple[dict, dict[tuple, str]]:
     """Read a profile, which is wanted as `where` says, over its base: -> sections, file of each (section[, key])."""
-    known, source = sorted(path.stem for path in folder.glob("*.yaml")), f"params/{name}.yaml"
+    path, source = files.get(name, (None, f"params/{name}.yaml"))
     if name in above:
         raise ProfileError(f"{where}, which leads back to {name!r}")
-    if name not in known:
+    if path is None or not path.is_file():
         lead = f"{where}: " if where else ""
-        raise ProfileError(f"{lead}unknown profile {name!r}; choose one of {', '.join(known)}, or write {source}")
+        raise ProfileError(
+            f"{lead}unknown profile {name!r}; choose one of {', '.join(sorted(files))}, or write {source}"
+        )
     try:
-        own = yaml.load((folder / f"{name}.yaml").read_text(encoding="utf-8"), _OnceLoader)
+        own = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
         raise ProfileError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(own, dict):
         raise ProfileError(f"{source} holds {own!r}; it must hold sections such as data and networks")
     content, origins, base = {}, {}, own.pop("base", None)
     if base is not None:
-        content, origins = _read_over_base(base, folder, f"{source}: base is {base!r}", (*above, name))
+        content, origins = _read_over_base(base, files, f"{source}: base is {base!r}", (*above, name))
     for section, stated in own.items():
         if isinstance(stated, dict):
             origins |= {(section, key): source for key in stated}

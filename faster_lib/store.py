@@ -4,7 +4,6 @@ An entry is a folder `runs/<profile>/<kind>/<label>-<key>`. Its `record.json` is
 unfinished, and whoever needs it goes on from the parts in it. Every file appears under its name only when it is whole.
 """
 
-import errno
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from faster_lib.paths import RUNS, WEIGHTS
@@ -215,13 +215,5 @@ def remove_partials(folder: Path) -> None:
     """Remove, below a folder too, what `write_whole` left half written in processes of this machine that are gone."""
     for path in folder.rglob(".*.partial"):
         writer = re.search(rf"\.{re.escape(platform.node())}\.(\d+)\.partial$", path.name)
-        if writer and not _is_running(int(writer[1])):
+        if writer and not psutil.pid_exists(int(writer[1])):
             path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno == errno.EPERM
-    return True

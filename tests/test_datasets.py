@@ -17,8 +17,8 @@ from faster_lib.data.datasets import (
     VideoClips,
     VideoList,
     collate,
-    decode,
     generator_for,
+    load_ahead,
     load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
@@ -205,7 +205,7 @@ def test_two_workers_load_the_same_as_none(videos, make_data):
     def loaded(workers: int) -> list:
         draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
         batches = load_batches(random, draws, workers)
-        return [batch[:2] for batch in batches] + list(decode(whole, range(len(videos)), workers))
+        return [batch[:2] for batch in batches] + list(load_ahead(whole.__getitem__, range(len(videos)), workers))
 
     alone, together = loaded(0), loaded(2)
     assert len(alone) == len(together) == 4 + len(videos)

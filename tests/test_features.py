@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from faster_lib.data.datasets import decode
+from faster_lib.data.datasets import load_ahead
 from faster_lib.inference import fold_batch_norm
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Schedule
@@ -141,7 +141,7 @@ def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pai
 
 def test_threads_that_decode_beside_a_gpu_give_the_same_clips_in_the_same_order(made):
     clips, videos = features._clips(SMOKE, made.expensive, "train", 8), [5, 0, 19, 7]
-    alone, beside = (list(decode(clips, iter(videos), workers)) for workers in (0, 2))
+    alone, beside = (list(load_ahead(clips.__getitem__, iter(videos), workers)) for workers in (0, 2))
     assert all(torch.equal(one.clips, other.clips) for one, other in zip(alone, beside, strict=True))
     assert [item.target for item in beside] == [clips.videos.videos[video].target for video in videos]
     half, full = (

@@ -65,7 +65,9 @@ def test_a_prepared_network_computes_what_the_plain_one_does_in_double_precision
     plain = network(name, 1.0 if "/" in name else 1 / 16)
     plain.input_px = 32  # of torchvision's alone
     kept = copy.deepcopy(plain.state_dict())
-    clips = torch.randn(3, 3, 16, 37, 51)
+    clips = torch.randn(
+        *((1, 3, 8) if "/" in name else (3, 3, 16)), 37, 51
+    )  # full width is slow where bf16 is emulated
     prepared = prepare_for_inference(plain, dtype=dtype, is_compiled=False)
     assert [module for module in prepared.modules() if isinstance(module, nn.BatchNorm3d)] == [] or "/" in name
     features, scores = prepared.features(clips), prepared(clips)
@@ -192,7 +194,6 @@ def test_auto_takes_bf16_on_a_gpu_that_multiplies_it(capability, expected, monke
 @torch.no_grad()
 def test_a_prepared_model_stays_in_evaluation_mode_and_takes_no_other_weights():
     plain, clips = model("concat"), torch.randn(2, 4, 3, 8, 33, 33)
-    plain.classifier[0].p = 0.5
     prepared = prepare_for_inference(plain, is_compiled=False)
     expected = prepared(clips)
     outer = nn.Sequential(prepared).train()

@@ -41,7 +41,8 @@ def launch(profile, processes: int, runs, *arguments: str) -> str:
     """Run the training command as a user would, with a profile of its own in a folder."""
     program = runs.parent / "program.py"
     program.write_text(
-        "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as command, loop\n"
+        "from faster_lib.profiles import Profile\nfrom faster_lib.training import loop\n"
+        "from workflow import train as command\n"
         "from tests.ranked_batch_norm import synchronise\nloop.synchronise_batch_norm = synchronise\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
         "command.load_profile = lambda name: profile\ncommand.main()\n"

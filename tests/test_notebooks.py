@@ -112,6 +112,7 @@ def test_the_other_notebooks_run_one_after_the_other_and_leave_what_they_show(sm
         ("03_faster_vs_avgpool", {"seeds": [0, 0]}, r"seeds is \[0, 0\]"),
         ("04_ratio_study", {"L": 12}, "L is 12"),
         ("04_ratio_study", {"others": ["gru", "transformer"]}, "others is .*transformer.*some of avg_pool, concat"),
+        ("04_ratio_study", {"split": "tset"}, "unknown split .tset.; the scene has"),
         ("04_ratio_study", {"others": "gru"}, "others is 'gru'"),
         ("05_runtime", {"num_videos": 0}, r"num_videos is \[0\]"),
         ("05_runtime", {"size_px": 32.0}, r"size_px is \[32.0\]"),

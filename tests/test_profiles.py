@@ -268,3 +268,16 @@ def test_no_value_of_a_profile_can_be_changed():
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, key, value)
     assert profile == load_profile("tiny")
+
+
+def test_a_profile_may_lie_in_a_file_of_its_own_over_a_base_in_params(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: tiny\naggregator_training: {epochs: 2}\n")
+    mine = load_profile(str(path))
+    assert (mine.name, mine.aggregator_training.epochs) == ("mine", 2)
+    assert load_profile(path).networks == load_profile("tiny").networks
+    path.write_text("base: tiny\nloading: {workerz: 2}\n")
+    with pytest.raises(ProfileError, match=rf"{path} has 1 fault.*\n.*did you mean 'workers'"):
+        load_profile(path)
+    with pytest.raises(ProfileError, match=r"unknown profile 'none'; choose one of .*tiny.* or write .*none.yaml"):
+        load_profile(tmp_path / "none.yaml")

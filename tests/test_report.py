@@ -265,3 +265,14 @@ def test_the_page_of_results_holds_the_claims_as_the_notebooks_found_them():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     held = page.split("<!-- claims: printed by workflow/claims.py -->\n")[1].split("<!-- end of claims -->")[0]
     assert held == write_claims(ROOT / "figures") + "\n", "paste it again, see CONTRIBUTING"
+
+
+def test_what_would_stop_a_run_at_its_end_stops_it_at_its_beginning(tmp_path, monkeypatch):
+    profile = load_profile("smoke")
+    report.check_run(profile, "train", "test")
+    with pytest.raises(ValueError, match="unknown split 'tset'; the scene has"):
+        report.check_run(profile, "train", "tset")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(report, "FIGURES", tmp_path / "file" / "figures")
+    with pytest.raises(OSError, match=r"figures cannot be written .*; name another by FASTER_FIGURES"):
+        report.check_run(profile)

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -271,3 +272,10 @@ def test_a_damaged_record_of_features_or_videos_is_made_again_and_a_damaged_begi
     assert entry.record["starts"] == (8 if damage == "a flipped bit" else 1)
     if damage != "a flipped bit":
         assert f"{entry.path / 'begun.json'} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("", ROOT / "runs"), ("~/r", Path.home() / "r"), ("/x", Path("/x"))])
+def test_the_folder_of_results_may_be_empty_or_begin_at_home(given, wanted):
+    command = [sys.executable, "-c", "from faster_lib.paths import RUNS; print(RUNS)"]
+    done = subprocess.run(command, env={**os.environ, "FASTER_RUNS": given}, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(wanted)

@@ -52,12 +52,13 @@ def ended_by_signals() -> Iterator[None]:
     came = []
 
     def watch() -> None:
-        if first := ours.recv(1):  # nothing, at the end of the block
-            came.append(first)
-            ours.settimeout(GRACE_SECONDS)
-            with suppress(TimeoutError):
-                ours.recv(1)
-            os._exit(128 + first[0])
+        with ours:
+            if first := ours.recv(1):  # nothing, at the end of the block
+                came.append(first)
+                ours.settimeout(GRACE_SECONDS)
+                with suppress(TimeoutError):
+                    ours.recv(1)
+                os._exit(128 + first[0])
 
     threading.Thread(target=watch, daemon=True).start()
     before = signal.set_wakeup_fd(theirs.fileno())

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from faster_lib.data.transforms import Cut, cut_frames, draw_cut
 from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.profiles import Data
 
-Given, Loaded = TypeVar("Given"), TypeVar("Loaded")
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
@@ -253,7 +252,7 @@ class VideoClips(Dataset):
         return Item(clips.movedim(-1, 2), video.target, index)
 
 
-def load_ahead(load: Callable[[Given], Loaded], given: Iterable[Given], workers: int) -> Iterator[Loaded]:
+def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -> Iterator[Any]:
     """Load in so many threads, ahead, in order, or with 0 in the one that asks; errors come in their items' places."""
     if workers == 0:
         yield from map(load, given)
@@ -276,11 +275,6 @@ def _use_one_core() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
-def decode(clips: VideoClips, videos: Iterable[int], workers: int) -> Iterator[Item]:
-    """Decode all clips of some videos, one after the other, ahead in so many threads."""
-    return load_ahead(clips.__getitem__, videos, workers)
-
-
 def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
     """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads, pinned for a GPU."""
 
@@ -294,9 +288,7 @@ def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]],
 count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 
 
-def run_all(
-    function: Callable[..., Any], parts: Iterable[tuple[Any, ...]], *, workers: int, title: str, unit: str, **bar: Any
-) -> None:
+def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:
     """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
     parts = list(parts)
     with warnings.catch_warnings():

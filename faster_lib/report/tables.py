@@ -4,6 +4,7 @@ import html
 import itertools
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,9 +18,10 @@ from matplotlib.figure import Figure
 
 from faster_lib import paper
 from faster_lib.data.datasets import num_clips_covering
+from faster_lib.data.index import load_videos, videos_key
 from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Schedule
-from faster_lib.paths import FIGURES
+from faster_lib.paths import FIGURES, RUNS
 from faster_lib.profiles import Profile
 from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
@@ -232,6 +234,18 @@ def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
 def ratio_name(cheap_per_expensive: int) -> str:
     """Name a ratio as Table 4 does."""
     return f"1:{cheap_per_expensive}" if cheap_per_expensive else "All E"
+
+
+def check_run(profile: Profile, *splits: str) -> None:
+    """Raise, before anything is trained, unless the videos have these splits and results and figures can be written."""
+    for split in splits:
+        _ = videos_key(profile, split) if profile.scene else load_videos(profile, split)
+    for folder, variable in ((RUNS, "FASTER_RUNS"), (FIGURES, "FASTER_FIGURES")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise OSError(f"{folder} cannot be written ({error.strerror}); name another by {variable}") from error
 
 
 def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:

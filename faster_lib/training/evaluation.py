@@ -29,17 +29,12 @@ class Measured:
     video1: float  # share of the videos whose class has the highest score, or
     video5: float  # is among the five highest
     video1_of_expected: float  # `video1` if every listed video that cannot be read counts as wrong
-    macro_f1: float  # mean of the classes' F1
+    macro_f1: float  # mean F1 of the classes that the videos have
     commonest: float  # what `video1` would be if the commonest class were always said
     correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
     census: Census  # how many videos were expected, used, missing and corrupt
     train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
     seconds: float = 0.0  # of all starts together
-
-    @property
-    def videos(self) -> int:
-        """How many videos were used."""
-        return len(self.correct)
 
 
 def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 1) -> float:
@@ -166,7 +161,7 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
     logits = torch.cat([model.from_features([each.to(device) for each in maps]).cpu() for maps in scored])
     video1, video5 = (accuracy_percent(logits, features.targets, top=top) for top in (1, 5))
     said, targets, census = logits.argmax(-1), features.targets, pair.census(split)
-    classes = range(logits.shape[-1])
+    classes = targets.unique().tolist()
     return Measured(
         video1=video1,
         video5=video5,

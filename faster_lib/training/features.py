@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from faster_lib.data.datasets import Census, VideoClips, decode, num_clips_covering, run_all
+from faster_lib.data.datasets import Census, VideoClips, load_ahead, num_clips_covering, run_all
 from faster_lib.data.index import clips_key_facts, load_videos, videos_key
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
@@ -195,7 +195,7 @@ def _compute_each(
     """Compute the feature maps of one video after the other, by one thread; beside a GPU others decode ahead."""
     keep_freed_memory()
     workers = profile.loading.workers if next(networks[0].parameters()).is_cuda else 0
-    for item in decode(clips, videos, workers):
+    for item in load_ahead(clips.__getitem__, videos, workers):
         with limited_threads(1):
             maps = compute_features(networks, item.clips, profile.engine.mixed_precision)
         yield maps
