@@ -136,10 +136,11 @@ def test_the_rule_of_a_claim(difference, uncertainty, margin, verdict):
 def test_the_claims_of_all_notebooks_join_into_one_markdown_table(tmp_path):
     found = {"02_b": Claim("b wins", "Table 3", -3.0, 1.0), "01_a": Claim("a matches", "Table 2", 0.2, 0.5, 1.0)}
     for name, claim in found.items():
-        verdicts = tabulate([claim], command="x")
+        verdicts = tabulate([claim], command=f"make {name}")
         report.save(f"{name}_tiny_claims", None, verdicts, profile="tiny", seeds=[0], seconds=1, folder=tmp_path)
     assert verdicts.frame.loc["a matches", "verdict"] == "holds"
-    *_, first, second = write_claims(tmp_path).splitlines()
+    *_, first, second, _, made, _, one, other = write_claims(tmp_path).splitlines()
+    assert (made, one, other) == ("Made by:", "- `make 01_a`", "- `make 02_b`")
     assert first == "| a matches (Table 2) | 01 | +0.2 ± 0.5 (margin 1) | **holds** |"
     assert second == "| b wins (Table 3) | 02 | -3.0 ± 1.0 | **does not hold** |"
     assert tabulate([], command="x").frame.empty

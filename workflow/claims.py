@@ -10,14 +10,16 @@ from faster_lib.report.tables import load
 
 
 def write_claims(folder: Path) -> str:
-    """Join the tables `*_claims.csv` of a folder, notebook by notebook and L by L."""
+    """Join the tables `*_claims.csv` of a folder, notebook by notebook and L by L, and name the command of each."""
     paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-    parts = [load(path.stem, folder=folder)[0].reset_index().assign(notebook=path.stem[:2]) for path in paths]
+    tables = [(path.stem[:2], *load(path.stem, folder=folder)) for path in paths]
+    parts = [frame.reset_index().assign(notebook=number) for number, frame, _ in tables]
     lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
     for claim in pd.concat(parts).itertuples():
         margin = f" (margin {claim.margin:g})" if claim.margin else ""
         number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
         lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
+    lines += ["", "Made by:", "", *(f"- `{about['command']}`" for _, _, about in tables)]
     return "\n".join(lines)
 
 
