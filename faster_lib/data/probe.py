@@ -49,8 +49,8 @@ def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, wit
     stream, size = decoder.stream, frame.shape[1::-1]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     file = File(len(sums), round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
-    for name in ("decord", "pyav")[not with_decord :] if len(decoder.sizes) == 1 else ():
-        if _reads_rightly(path, better := file._replace(decoder=name), times, sums, seen):
+    for name in ("decord", "pyav")[not with_decord :] if _has_frames_as_packets(decoder, times) else ():
+        if _reads_rightly(path, better := file._replace(decoder=name), sums, seen):
             return better
     return file
 
@@ -92,14 +92,17 @@ def _announced_bytes(path: Path) -> int | None:
     return place + size if 0 < size < unknown else 0
 
 
-def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
-    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down.
-
-    Where a packet is not one frame with its time, no seek is relied on: decord then gives other frames now and then.
-    """
+def _has_frames_as_packets(decoder: PyAVDecoder, times: Sequence) -> bool:
+    """Whether each packet is one frame with its time; elsewhere decord gives other frames now and then out of order."""
     try:
-        if [*PyAVDecoder(path, is_exact=True).times] != times:
-            return False
+        return len(decoder.sizes) == 1 and [*PyAVDecoder(decoder.path, is_exact=True).times] == times
+    except TypeError:  # packets without times
+        return False
+
+
+def _reads_rightly(path: Path, file: File, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
+    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down."""
+    try:
         one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
         near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
         orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
@@ -107,6 +110,6 @@ def _reads_rightly(path: Path, file: File, times: Sequence, sums: Sequence[int],
             if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
                 return False
             seen()
-    except (VideoError, TypeError):  # the latter where packets have no times
+    except VideoError:
         return False
     return True

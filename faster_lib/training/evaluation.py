@@ -60,8 +60,7 @@ def measure_all(
     if pair.pretrained is not None and (before := [cell for cell in cells if learns(cell)]):
         measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
     wanted = [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
-    missing = [run for run in wanted if not aggregator_entry(pair, *run[0], run[1], split).is_complete]
-    missing = tell_all(missing)  # another process may just finish one
+    missing = tell_all([run for run in wanted if not aggregator_entry(pair, *run[0], run[1], split).is_complete])
     if any(learns(cell) for cell, _ in missing):
         pair.prepare("train")
         pair.scales  # noqa: B018  computed here once, and sent along, as is the census
@@ -82,7 +81,7 @@ def measure_all(
 
 def _read_measured(entry: Entry) -> Measured:
     entry.check()
-    measures, seconds = entry.record["measures"], entry.record["seconds"]
+    measures, seconds = (record := entry.record)["measures"], record["seconds"]
     return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
 
 

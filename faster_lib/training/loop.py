@@ -216,9 +216,7 @@ class _Training:
                 self._random_state(state["random"][self.rank])
         with suppress(OSError):
             if self.rank == 0:
-                os.truncate(
-                    self.task.folder / CURVES, state["curves_bytes"] if state else 0
-                )  # what comes after it comes again
+                os.truncate(self.task.folder / CURVES, state["curves_bytes"] if state else 0)  # the rest comes again
 
     def _random_state(self, known: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
         """Give, and first set, the state of every generator that a step may draw from; the data have their own."""

@@ -22,7 +22,7 @@ def find_ranks() -> PartialState:
 
 
 def tell_all(value: Any) -> Any:
-    """Give every rank the main one's value; all must call this."""
+    """Give every rank the main one's value, since a file may come between two looks; all must call this."""
     return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value
 
 
