@@ -104,7 +104,8 @@ def run_pipeline(profile: Profile, runs: Path, enter: Callable[[str], None]) -> 
     networks = [train_backbone(profile, name, L, runs=runs, may_be_shipped=False) for name in names]
     enter("extraction")
     pair = FeaturePair(profile, *networks, runs=runs)
-    pair.prepare("train", "test")
+    for split in ("train", "test"):
+        pair.open(split)
     enter("stage_2")
     table = measure_all(pair, CELLS, seeds=SEEDS, split="test")
     lines = [
@@ -286,7 +287,7 @@ def list_differences(reference: Path, runs: Path, *, is_whole: bool) -> dict[str
 def _contents(runs: Path) -> dict[str, Any]:
     found = {}
     for path in runs.rglob("*"):
-        if path.is_dir() or path.suffix == ".lock" or path.name == "curves.csv":
+        if path.is_dir() or path.suffix == ".lock" or path.name in ("curves.csv", "verified.json"):
             continue
         try:
             content = path.read_bytes()

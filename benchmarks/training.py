@@ -119,7 +119,7 @@ def our_extraction(profile, networks, runs: Path, videos: int) -> float:
     """Compute the same feature maps by the kit, which has none of these networks yet."""
     pair = FeaturePair(profile, *networks, runs=runs)
     start = time.perf_counter()
-    pair.prepare("test")
+    pair.open("test")
     return 2 * videos * pair.num_clips / (time.perf_counter() - start)
 
 

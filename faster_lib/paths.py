@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = ROOT / "params"
 WEIGHTS = PARAMS / "weights"
+RESULTS = PARAMS / "results.csv"
 FIGURES = Path(os.environ.get("FASTER_FIGURES") or ROOT / "figures").expanduser()
 RUNS = Path(os.environ.get("FASTER_RUNS") or ROOT / "runs").expanduser()
 DATA = Path(

@@ -58,7 +58,8 @@ LIVE = with_loading(features="on_the_fly")
 def made(tmp_path_factory):
     """A pair whose features of both splits are stored."""
     pair = pair_in(tmp_path_factory.mktemp("runs"))
-    pair.prepare("train", "test")
+    for split in ("train", "test"):
+        pair.open(split)
     return pair
 
 
@@ -129,7 +130,7 @@ def test_a_damaged_shard_alone_is_made_again_and_not_read(pair, damage, is_compl
 
 
 def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pair, monkeypatch):
-    pair.prepare("test")
+    pair.open("test")
     monkeypatch.setattr(shards.hashlib, "file_digest", None)  # any hash of a file would fail
     other = FeaturePair(pair.profile, pair.expensive, pair.cheap, runs=pair.runs)
     assert len(other.open("test").targets) == 16
@@ -232,7 +233,7 @@ def test_features_that_do_not_fit_the_disk_stop_before_anything_is_computed(made
     each = "20 × 2 × 8 × 128 × 1 × 2 × 2 × 2"
     message = rf"need 655,360 bytes \({each} \+ {each}: videos × views.*, but 10,000 are free.*features: on_the_fly"
     with pytest.raises(OSError, match=message):
-        pair_in(tmp_path).prepare("train")
+        pair_in(tmp_path).open("train")
     assert not list(tmp_path.rglob("record.json"))[1:] and not list(tmp_path.rglob("shard_*"))
     free = 655_360
     stored = sum(len(content) for content in shards_of(made, "train").values())

@@ -178,7 +178,7 @@ def test_a_full_disk_ends_every_stage_with_the_name_of_the_file_and_loses_nothin
         return [
             lambda: [load_videos(profile, split, runs=runs) for split in ("train", "test")],
             train,
-            lambda: FeaturePair(profile, *networks, runs=runs).prepare("train", "test"),
+            lambda: [FeaturePair(profile, *networks, runs=runs).open(split) for split in ("train", "test")],
             lambda: measure_all(FeaturePair(profile, *networks, runs=runs), cells, seeds=[0], split="test"),
         ]
 

@@ -1,6 +1,7 @@
 """Tests of results that several processes make together: by all ranks or by none, and recorded once."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -89,30 +90,27 @@ def test_ranks_that_see_other_videos_end_at_once_and_make_nothing(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-PACES = """
+TURNS = """
 import logging, sys, time
 from pathlib import Path
 from faster_lib import store
 from faster_lib.store import Entry
-from faster_lib.training import ranks
+from faster_lib.training.ranks import find_ranks, in_turns
 
 logging.basicConfig(level=logging.INFO)
-store.WAIT_SECONDS, ranks.PATIENCE = 0.5, ranks.timedelta(seconds=4)
-state, entry = ranks.find_ranks(), Entry("odd", "kind", "label", {}, Path(sys.argv[1]))
-
-def make():
-    with ranks.at_own_pace(entry):
-        time.sleep(8 * state.process_index)
-    return {}
-
-ranks.complete_together(entry, make)
+store.WAIT_SECONDS, rank = 0.5, find_ranks().process_index
+for part in in_turns(list(range(6))):
+    entry = Entry("odd", "kind", str(part), {}, Path(sys.argv[1]))
+    entry.complete(lambda: time.sleep(3 * rank) or {"rank": rank})
 """
 
 
-def test_a_wait_that_is_longer_than_the_networks_patience_goes_over_file_locks_and_says_for_whom(tmp_path):
-    main, other = launch(PACES, tmp_path)
+def test_ranks_share_jobs_out_over_file_locks_and_say_whom_they_wait_for(tmp_path):
+    main, other = launch(TURNS, tmp_path)
     assert (main.returncode, other.returncode) == (0, 0), main.said + other.said
-    assert "waiting for rank 1" in main.said and "waiting" not in other.said
+    made_by = [Entry("odd", "kind", str(part), {}, tmp_path).record["measures"]["rank"] for part in range(6)]
+    assert made_by[0::2] == [0, 0, 0] and made_by[1] == 1
+    assert re.search(r"waiting for process \d+ on ", main.said), main.said
 
 
 DEAF = """

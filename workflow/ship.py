@@ -117,7 +117,8 @@ def _measure(profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path
         networks = [train_backbone(profile, name, L, runs=runs) for name in (expensive, cheap)]
         num_clips = num_clips_covering(profile.data.video_frames, L)
         cells = {name: ("avg_pool", Schedule(letter * num_clips)) for name, letter in ((expensive, "E"), (cheap, "C"))}
-        results = measure_all(FeaturePair(profile, *networks, runs=runs), cells.values(), seeds=[0], split="test")
+        pair = FeaturePair(profile, *networks, runs=runs)
+        results = measure_all(pair, cells.values(), seeds=[0], split="test", anew=True)
         for name, cell in cells.items():
             found[name, L] = {"split": "test", "clips": num_clips, "video@1 of averaging": results[cell][0].video1}
     return found

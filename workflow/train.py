@@ -80,10 +80,11 @@ def _run(given: argparse.Namespace) -> None:
     names = (profile.networks.expensive, profile.networks.cheap)
     pair = FeaturePair(profile, *(train_backbone(profile, name, given.L, runs=runs) for name in names), runs=runs)
     if given.stage == "features":
-        pair.prepare(given.split)
+        pair.open(given.split)
         return
-    cell = (given.aggregator, Schedule.ratio(pair.num_clips, given.ratio))
-    (found,) = measure_all(pair, [cell], seeds=[given.seed], split=given.split)[cell]
+    all_cheap = Schedule("C" * pair.num_clips)
+    cell = (given.aggregator, all_cheap if given.ratio == "C" else Schedule.ratio(pair.num_clips, int(given.ratio)))
+    (found,) = measure_all(pair, [cell], seeds=[given.seed], split=given.split, anew=True)[cell]
     if find_ranks().is_main_process:
         log.info("%s, %s on %s: video@1 %.2f %%", *cell, given.split, found.video1)
 
@@ -100,10 +101,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument("--backbone", help="stage backbone: a name of build_backbone, such as r2d_26")
     parser.add_argument("--aggregator", default="fast_gru", help="stage aggregator: a name of build_aggregator")
-    parser.add_argument("--ratio", type=int, default=1, help="stage aggregator: cheap clips per expensive one")
+    ratio = "stage aggregator: cheap clips per expensive one, or C where all are cheap"
+    parser.add_argument("--ratio", default="1", metavar="X", help=ratio)
     parser.add_argument("--seed", type=int, default=0, help="stage aggregator: seed of the training")
     parser.add_argument("--split", default="test", help="stages features and aggregator: whose videos are used")
     given = parser.parse_args(arguments)
+    if not (given.ratio == "C" or given.ratio.isdecimal()):
+        parser.error(f"--ratio is {given.ratio!r}; it must be a whole number, or C")
     if given.stage == "backbone" and given.backbone is None:
         parser.error("--stage backbone needs --backbone, such as r2d_26")
     return given

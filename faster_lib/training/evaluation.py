@@ -1,8 +1,11 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
 import copy
+import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +14,11 @@ from safetensors.torch import load, save
 from faster_lib.data.datasets import Census, run_all
 from faster_lib.data.index import videos_key
 from faster_lib.models.faster import Faster, Schedule
+from faster_lib.paths import RESULTS
 from faster_lib.store import Entry, write_whole
 from faster_lib.training.features import FeaturePair, Features, Request
 from faster_lib.training.loop import remove_checkpoints, training_facts
-from faster_lib.training.ranks import find_ranks, limited_threads, shown, tell_all
+from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
@@ -35,6 +39,7 @@ class Measured:
     census: Census  # how many videos were expected, used, missing and corrupt
     train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
     seconds: float = 0.0  # of all starts together
+    made: str = ""  # by which commit, on what and when, of a result that comes with the kit
 
 
 def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 1) -> float:
@@ -46,11 +51,25 @@ def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 
     return 100 * (highest == targets[:, None]).any(dim=-1).float().mean().item()
 
 
+@lru_cache(1)
+def shipped_results(path: Path = RESULTS) -> dict[str, Measured]:
+    """Read the measured cells that come with the kit, by the name of their entry: its label and its key."""
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            census = Census(*(int(row.pop(count)) for count in ("expected", "used", "missing", "corrupt")))
+            texts = {"correct": f"{int(row.pop('correct'), 16):0{census.used}b}", "made": row.pop("made")}
+            entry, numbers = row.pop("entry"), {key: float(text) if text else None for key, text in row.items()}
+            found[entry] = Measured(**numbers, **texts, census=census)
+    return found
+
+
 def measure_all(
-    pair: FeaturePair, cells: Iterable[Cell], *, seeds: Sequence[int], split: str
+    pair: FeaturePair, cells: Iterable[Cell], *, seeds: Sequence[int], split: str, anew: bool = False
 ) -> dict[Cell, list[Measured]]:
     """Measure (aggregator, schedule) cells, trained once for each seed; results already in runs/ are reused.
 
+    So are those that come with the kit, whose keys fit, unless all are wanted `anew`.
     A schedule may have fewer clips than the profile's frames allow. Averaging learns nothing, so it is measured once,
     whatever the seeds. What is missing is made side by side, in one process of one thread for each of the profile's
     workers, or in each of several ranks, so that a result depends on no such number. Where the profile has a
@@ -58,24 +77,22 @@ def measure_all(
     """
     cells, ranks = list(dict.fromkeys(cells)), find_ranks()
     if pair.pretrained is not None and (before := [cell for cell in cells if learns(cell)]):
-        measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT)
+        measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT, anew=anew)
     wanted = [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
-    missing = tell_all([run for run in wanted if not aggregator_entry(pair, *run[0], run[1], split).is_complete])
+    entries = {(cell, seed): aggregator_entry(pair, *cell, seed, split) for cell, seed in wanted}
+    shipped = {} if anew else shipped_results()
+    missing = [run for run, e in entries.items() if not e.is_complete and e.path.name not in shipped]
     if any(learns(cell) for cell, _ in missing):
-        pair.prepare("train")
-        pair.scales  # noqa: B018  computed here once, and sent along, as is the census
-    if missing:
-        pair.prepare(split, clips=sorted({len(schedule) for (_, schedule), _ in missing}))
-        pair.census(split)
-    # Each rank begins with others; then it waits for what another one makes, or makes what that one left.
-    turns = [(ranks.process_index + turn) % ranks.num_processes for turn in range(ranks.num_processes)]
-    jobs = [(pair, *cell, seed, split) for turn in turns for cell, seed in missing[turn :: ranks.num_processes]]
+        pair.scales  # noqa: B018  computed here once, and sent along with all features
+    for num_clips in sorted({len(schedule) for (_, schedule), _ in missing}):
+        pair.open(split, num_clips)
+    jobs = in_turns([(pair, *cell, seed, split) for cell, seed in missing])
     workers = pair.profile.loading.workers if ranks.num_processes == 1 else 1
     title, bar = f"stage 2, L={pair.clip_frames}", {"leave": False, **shown(ranks.is_main_process)}
     run_all(_complete, jobs, workers=workers, title=title, unit="run", **bar)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
-    for cell, seed in wanted:
-        results[cell].append(_read_measured(aggregator_entry(pair, *cell, seed, split)))
+    for (cell, _), entry in entries.items():
+        results[cell].append(_read_measured(entry) if entry.is_complete else shipped[entry.path.name])
     return results
 
 
@@ -94,7 +111,7 @@ def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: in
     """Give a measured cell's trained model, both networks included, in eval mode: it takes clips."""
     entry = aggregator_entry(pair, aggregator, schedule, seed, split)
     if not entry.is_complete:
-        measure_all(pair, [(aggregator, schedule)], seeds=[seed], split=split)
+        measure_all(pair, [(aggregator, schedule)], seeds=[seed], split=split, anew=True)
     model = build_faster(pair, aggregator, schedule)
     if learns((aggregator, schedule)):
         learned = load(entry.read())
@@ -176,33 +193,3 @@ def _all_clips(features: Features, batch_videos: int) -> Iterator[Request]:
     """Ask for all clips of the first view of all videos."""
     for videos in torch.arange(len(features.targets)).split(batch_videos):
         yield videos, torch.zeros_like(videos), torch.arange(features.num_clips).expand(len(videos), -1)
-
-
-@torch.inference_mode()
-def clip_accuracy_percent(pair: FeaturePair, split: str) -> dict[str, float]:
-    """Give the share of single clips that each network classifies right by itself, over all N clips of all videos.
-
-    Returns: for E and C, 0 to 100.
-    """
-    features, found = pair.open(split), {}
-    targets = features.targets.repeat_interleave(pair.num_clips)
-    for letter, backbone in (("E", pair.expensive), ("C", pair.cheap)):
-        videos = features.read_each(_all_clips(features, 1), Schedule(letter * pair.num_clips))
-        logits = [backbone.network.classify(torch.cat(maps).cpu()) for maps in videos]
-        found[letter] = accuracy_percent(torch.cat(logits), targets)
-    return found
-
-
-@torch.inference_mode()
-def watch(model: Faster, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take in one video clip by clip, as it comes, and keep all that is said meanwhile, as probabilities.
-
-    Shape: clips (N, 3, L, H, W) normalised -> of each clip alone by the network that sees it (N, num_classes), of the
-        video so far (N, num_classes)
-    """
-    alone, so_far, state = [], [], None
-    for t, clip in enumerate(clips.split(1)):
-        state, logits = model.step(clip, state)
-        so_far.append(logits)
-        alone.append((model.expensive if model.schedule.is_expensive[t] else model.cheap)(clip))
-    return torch.cat(alone).softmax(dim=-1), torch.cat(so_far).softmax(dim=-1)

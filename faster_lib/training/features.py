@@ -1,6 +1,5 @@
 """The feature maps of frozen networks for all clips of a split: stored in shards, or computed when asked for."""
 
-import copy
 import itertools
 import math
 from collections import defaultdict
@@ -9,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 
 from faster_lib.data.datasets import Census, VideoClips, load_ahead, num_clips_covering, run_all
 from faster_lib.data.index import clips_key_facts, load_videos, videos_key
@@ -21,8 +19,8 @@ from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.store import Entry
-from faster_lib.training.ranks import at_own_pace, complete_together, find_ranks, limited_threads, shown, tell_all
+from faster_lib.store import Entry, hold
+from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 
@@ -55,8 +53,7 @@ class FeaturePair:
 
     def __init__(self, profile: Profile, expensive: TrainedBackbone, cheap: TrainedBackbone, *, runs: Path = RUNS):
         self.profile, self.expensive, self.cheap, self.runs = profile, expensive, cheap, runs
-        self._opened: dict[tuple[str, int], Features] = {}  # goes along to other processes, as does
-        self._censuses: dict[str, Census] = {}
+        self._opened: dict[tuple[str, int], Features] = {}  # goes along to other processes
 
     @property
     def clip_frames(self) -> int:
@@ -74,17 +71,11 @@ class FeaturePair:
         first, networks = self.profile.pretraining, (self.expensive.pretrained, self.cheap.pretrained)
         return first and FeaturePair(load_profile(first.profile), *networks, runs=self.runs)
 
-    def prepare(self, *splits: str, clips: Sequence[int] = ()) -> None:
-        """Compute what is missing of some splits' feature maps, with N clips a video for each N, and verify all.
-
-        Training always has the largest N: stage 2 draws fewer of those.
-        """
-        for split in splits:
-            for num_clips in (clips if split != "train" else ()) or [self.num_clips]:
-                self.open(split, num_clips)
-
     def open(self, split: str, num_clips: int | None = None) -> "Features":
-        """Give what reads a split's feature maps; N is as many as fit the profile's frames unless asked otherwise."""
+        """Give what reads a split's feature maps, and compute those that are missing; verified once.
+
+        N is as many clips as fit the profile's frames unless asked otherwise.
+        """
         key = (split, num_clips or self.num_clips)
         if key not in self._opened:
             what = (self.profile, (self.expensive, self.cheap), *key)
@@ -94,9 +85,7 @@ class FeaturePair:
 
     def census(self, split: str) -> Census:
         """Count a split's videos: expected by its lists, used, missing, corrupt."""
-        if split not in self._censuses:
-            self._censuses[split] = load_videos(self.profile, split, runs=self.runs).census
-        return self._censuses[split]
+        return load_videos(self.profile, split, runs=self.runs).census
 
     @cached_property
     def scales(self) -> tuple[float, float]:
@@ -108,39 +97,37 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
     """Compute a split's feature maps by some networks, unless they are there; missing and damaged shards alone.
 
     A video is decoded once for all networks. The training split has `views` random samplings of N clips, the others one
-    uniform sampling. Several ranks share the shards out; on a CPU each rank makes some side by side, by one thread
-    each, so that their number changes no result.
+    uniform sampling. Any number of processes share the shards out over their locks; on a CPU each makes some side by
+    side, by one thread each, so that their number changes no result.
 
     Raises: OSError if they do not fit the disk.
     """
-    entries, ranks = [features_entry(profile, backbone, split, num_clips) for backbone in backbones], find_ranks()
-
-    def make() -> dict[str, int]:  # for all entries, when the first one asks
-        clips, missing = _clips(profile, backbones[0], split, num_clips), defaultdict(list)
-        for place, entry in enumerate(entries):
-            entry.path.mkdir(parents=True, exist_ok=True)
-            for videos in find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos):
-                missing[videos].append(place)
-        missing, sizes, networks = tell_all(missing), [], {}
-        for place in sorted({place for places in missing.values() for place in places}):
-            count = sum(len(videos) for videos, places in missing.items() if place in places)
-            shape = map_shape(backbones[place].network, clips.clip_frames, clips.data.crop_px)
-            sizes.append((count, max(clips.views, 1), num_clips, *shape, 2))
-            networks[place] = freeze(backbones[place].network, profile)
-        check_disk(entries[0].path, sizes)
-        mine = list(missing.items())[ranks.process_index :: ranks.num_processes]
-        jobs = [([(networks[n], entries[n].path) for n in places], clips, videos, profile) for videos, places in mine]
-        workers = 1 if ranks.device.type == "cuda" else profile.loading.workers
-        title = f"extract {' and '.join(entry.label for entry in entries)}"
-        if missing:
-            with at_own_pace(entries[0]):
-                run_all(_write_shards, jobs, workers=workers, title=title, unit="shard", **shown(ranks.is_main_process))
-        return {"videos": len(clips)}
-
+    entries = [features_entry(profile, backbone, split, num_clips) for backbone in backbones]
     for entry in entries:
         drop_damaged(entry)
+    if all(entry.is_complete for entry in entries):
+        return entries
+    clips, missing = _clips(profile, backbones[0], split, num_clips), defaultdict(list)
+    for place, entry in enumerate(entries):
+        entry.path.mkdir(parents=True, exist_ok=True)
+        for videos in find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos):
+            missing[videos].append(place)
+    sizes, networks = [], {}
+    for place in sorted({place for places in missing.values() for place in places}):
+        count = sum(len(videos) for videos, places in missing.items() if place in places)
+        network = backbones[place].network
+        size = network.feature_size((clips.clip_frames, profile.data.crop_px, profile.data.crop_px))
+        sizes.append((count, max(clips.views, 1), num_clips, network.channels, *size, 2))
+        networks[place] = freeze(network, profile)
+    check_disk(entries[0].path, sizes)
+    jobs = [([(networks[n], entries[n].path) for n in places], clips, v, profile) for v, places in missing.items()]
+    workers, title = profile.loading.workers, f"extract {' and '.join(entry.label for entry in entries)}"
+    bar = {"workers": 1 if find_ranks().device.type == "cuda" else workers, "unit": "shard", "title": title}
+    run_all(_write_shards, in_turns(jobs), **bar, **shown(find_ranks().is_main_process))
     for entry in entries:
-        complete_together(entry, make)
+        entry.complete(lambda: {"videos": len(clips)})
+        for lock in entry.path.glob("*.lock"):
+            lock.unlink(missing_ok=True)
     return entries
 
 
@@ -165,12 +152,6 @@ def freeze(network: ClipNetwork, profile: Profile) -> ClipNetwork:
         dtype = torch.bfloat16 if profile.engine.mixed_precision == "bf16" else torch.float32
         return prepare_for_inference(network, dtype=dtype, device=device)
     return fold_batch_norm(network).to(device, memory_format=torch.channels_last_3d)
-
-
-def map_shape(network: ClipNetwork, clip_frames: int, crop_px: int) -> tuple[int, ...]:
-    """Find the shape (C, l, h, w) of a network's feature map of one clip; nothing is computed."""
-    clip = torch.zeros(1, 3, clip_frames, crop_px, crop_px, device="meta")
-    return tuple(copy.deepcopy(network).to("meta").features(clip).shape[1:])
 
 
 @torch.inference_mode()
@@ -211,13 +192,17 @@ def _scale_of(square_sums: torch.Tensor, numbers: int) -> float:
 
 
 def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, videos: range, profile: Profile) -> None:
-    networks, folders = zip(*wanted, strict=True)
-    with limited_threads(1):
-        maps = [[each.cpu() for each in found] for found in _compute_each(networks, clips, videos, profile)]
+    """Write the shards of some videos, by each network into its folder, unless another process has written them."""
+    with limited_threads(1), hold(wanted[0][1] / f"{videos.start}.lock", lambda: "another process"):
+        wanted = [each for each in wanted if videos not in [shard.videos for shard in list_shards(each[1])]]
+        if not wanted:
+            return
+        maps = _compute_each([network for network, _ in wanted], clips, videos, profile)
+        kept = [[each.cpu() for each in of_video] for of_video in maps]
         targets = torch.tensor([clips.videos.videos[video].target for video in videos])
-        for kept, folder in zip(zip(*maps, strict=True), folders, strict=True):
-            sums = torch.stack([_square_sum(each) for each in kept])
-            write_shard(folder, videos, {"features": torch.stack(kept), "targets": targets, "square_sums": sums})
+        for (_, folder), features in zip(wanted, zip(*kept, strict=True), strict=True):
+            sums = torch.stack([_square_sum(each) for each in features])
+            write_shard(folder, videos, {"features": torch.stack(features), "targets": targets, "square_sums": sums})
 
 
 class StoredFeatures:
@@ -283,18 +268,15 @@ class LiveFeatures:
     @property
     def scales(self) -> tuple[float, float]:
         """By which the maps of (expensive, cheap) are multiplied to have a mean square of 1; found once and kept."""
-        complete_together(self.entry, self._find_scales)
+        self.entry.complete(self._find_scales)
         return tuple(self.entry.record["measures"]["scales"])
 
     def _find_scales(self) -> dict[str, list[float]]:
-        ranks = find_ranks()
-        mine = range(ranks.process_index, len(self.clips), ranks.num_processes)
-        sums, numbers = torch.zeros(2, len(self.clips), dtype=torch.float64), [1, 1]
-        with at_own_pace(self.entry):
-            for video, maps in zip(mine, self._compute(mine, "EC"), strict=True):
-                sums[:, video], numbers = torch.stack([_square_sum(each) for each in maps]), [m.numel() for m in maps]
-        sums = sum(gather_object([sums]))  # each video's is that of one rank, and 0 in the others
-        return {"scales": [_scale_of(part, number) for part, number in zip(sums, numbers, strict=True)]}
+        sums = []
+        for maps in self._compute(range(len(self.clips)), "EC"):
+            sums.append(torch.stack([_square_sum(each) for each in maps]))
+        numbers = [each.numel() for each in maps]
+        return {"scales": [_scale_of(*each) for each in zip(torch.stack(sums).unbind(1), numbers, strict=True)]}
 
 
 Features = StoredFeatures | LiveFeatures

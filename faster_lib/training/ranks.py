@@ -1,6 +1,6 @@
 """Several processes that work together: which this is, results that all make, and waits that end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import nn
 
-from faster_lib.store import Entry, hold
+from faster_lib.store import Entry
 
 PATIENCE = timedelta(minutes=10)  # of ranks in a collective: longer waits go over file locks
 
@@ -19,11 +19,6 @@ def find_ranks() -> PartialState:
     """Find out how many processes work together, which of them this is, and on which device."""
     is_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=is_cpu, timeout=PATIENCE)
-
-
-def tell_all(value: Any) -> Any:
-    """Give every rank the main one's value, since a file may come between two looks; all must call this."""
-    return broadcast_object_list([value])[0] if find_ranks().num_processes > 1 else value
 
 
 def shown(is_shown: bool) -> dict[str, bool]:
@@ -43,6 +38,9 @@ def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
     if len(names := set(gather_object([entry.path.name]))) > 1:
         raise RuntimeError(f"the ranks see different videos or settings: here {entry.path}, in all {sorted(names)}")
 
+    def tell_all(value: str | None) -> str:
+        return broadcast_object_list([value])[0] if ranks.num_processes > 1 else value
+
     def make_all() -> dict[str, Any]:
         measures = make()
         ranks.wait_for_everyone()  # so that no record is written after an error in another rank
@@ -56,21 +54,11 @@ def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
             make_all()
 
 
-@contextmanager
-def at_own_pace(entry: Entry) -> Iterator[None]:
-    """Let each rank take as long as it needs, and then wait for the others over their file locks."""
+def in_turns(jobs: Sequence[Any]) -> list[Any]:
+    """Order jobs that are done under locks: each rank begins with others, then makes what another one left."""
     ranks = find_ranks()
-    locks = [entry.path.with_name(f"{entry.path.name}.rank{rank}.lock") for rank in range(ranks.num_processes)]
-    if len(locks) == 1:
-        yield
-        return
-    entry.path.parent.mkdir(parents=True, exist_ok=True)
-    with hold(locks[ranks.process_index], lambda: "another run"):
-        ranks.wait_for_everyone()
-        yield
-    for rank, lock in enumerate(locks):
-        hold(lock, lambda rank=rank: f"rank {rank}").lock.release()
-    ranks.wait_for_everyone()
+    firsts = [(ranks.process_index + turn) % ranks.num_processes for turn in range(ranks.num_processes)]
+    return [job for first in firsts for job in jobs[first :: ranks.num_processes]]
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:

@@ -1,12 +1,12 @@
 """The files of a store of feature maps: shards whose names say what they hold, verified and then read bit by bit."""
 
 import hashlib
+import json
 import logging
 import math
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from faster_lib.store import Entry, has_hash, write_whole
-from faster_lib.training.ranks import at_own_pace, find_ranks, tell_all
+from faster_lib.store import Entry, has_hash, hold, write_whole
 
 log = logging.getLogger(__name__)
 
+VERIFIED = "verified.json"  # beside the shards: those that are whole
 _SHARD = re.compile(r"shard_(\d+)-(\d+)-([0-9a-f]{16})\.safetensors")
 
 
@@ -55,23 +55,40 @@ def find_gaps(shards: Sequence[Shard], num_videos: int, shard_videos: int) -> li
 
 
 def drop_damaged(entry: Entry) -> None:
-    """Remove the shards that are not what their names say; a store that lacks some is unfinished and has no record.
+    """Remove the shards that are not what their names say, and the record of a store that lacks some.
 
-    Every shard is read for that once a process, unless it has changed since. Several ranks share them out.
+    A shard is read for that once, and again if its size or time is another than it was then: `verified.json` has both.
     """
-    ranks = find_ranks()
-    with at_own_pace(entry):
-        for shard in tell_all(list_shards(entry.path))[ranks.process_index :: ranks.num_processes]:
-            if not has_hash(shard.path, shard.sha256):
-                log.warning("%s is damaged; its features are computed again", shard.path)
-                shard.path.unlink(missing_ok=True)
-    with suppress(ValueError):  # a damaged record is mended later
-        if ranks.is_main_process and entry.is_complete:
-            videos = entry.record["measures"]["videos"]
-            for gap in find_gaps(list_shards(entry.path), videos, videos):
-                log.warning("%s lacks videos %d to %d; they are computed again", entry.path, gap[0], gap[-1])
+    if not entry.path.is_dir():
+        return
+    with hold(entry.path.with_name(f"{entry.path.name}.lock"), lambda: "another process"):
+        known, found = _read_verified(entry.path / VERIFIED), {}
+        for path, _, sha256 in list_shards(entry.path):
+            about = [path.stat().st_size, path.stat().st_mtime_ns]
+            if known.get(path.name) == about or has_hash(path, sha256):
+                found[path.name] = about
+            else:
+                log.warning("%s is damaged; its features are computed again", path)
+                path.unlink(missing_ok=True)
+        if found != known:
+            write_whole(entry.path / VERIFIED, json.dumps(found).encode())
+        if entry.is_complete:
+            try:
+                videos = entry.record["measures"]["videos"]
+                gaps = find_gaps(list_shards(entry.path), videos, videos)
+                fault = gaps and f"{entry.path} lacks videos {gaps[0][0]} to {gaps[-1][-1]}"
+            except ValueError as error:
+                fault = error
+            if fault:
+                log.warning("%s; it is mended", fault)
                 (entry.path / "record.json").unlink(missing_ok=True)
-    ranks.wait_for_everyone()
+
+
+def _read_verified(path: Path) -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or damaged
+        return {}
 
 
 class ShardReader:
