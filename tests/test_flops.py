@@ -167,6 +167,8 @@ def count_call(function, *shapes: tuple[int, ...]) -> int:
         (torch.matmul, [(3, 4, 5), (5,)], 3 * 4 * 5),
         (torch.matmul, [(5,), (5,)], 5),
         (torch.mv, [(3, 4), (4,)], 3 * 4),
+        (torch.vdot, [(4,), (4,)], 4),
+        (torch.addmv, [(3,), (3, 4), (4,)], 3 * 4),
         (torch.inner, [(2, 3), (4, 3)], 2 * 4 * 3),
         (torch.outer, [(3,), (4,)], 3 * 4),
         (torch.addmm, [(2, 4), (2, 3), (3, 4)], 2 * 3 * 4),
