@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,26 +26,27 @@ from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import check_clip_frames, check_whole
 from faster_lib.models.faster import Schedule
 
+aten = torch.ops.aten
 Part = str | nn.Module  # a network or an aggregator, or its name
-# Operators of one tensor that compute products all the same; those that take several and multiply no weights: they
-# move, look up, compare or scale numbers one by one, as batch norm does. Source: Table 2, whose 119.9 for R(2+1)D-50 at
-# L = 32 is 119.92 without batch norm and 120.58 with it.
-_PRODUCTS_OF_ONE = re.compile("linalg_(?!vector_norm)|fft_|matrix_|_?trilinear|stft|istft|cov$|corrcoef")
+# Products, to be counted by PyTorch's own counter.
+_PRODUCTS = ("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "linear", "addmm", "baddbmm", "addmv")
+_PRODUCTS += ("_convolution", "_convolution_mode", "einsum", "tensordot", "scaled_dot_product_attention")
+# An operator that takes one tensor, or works number by number, multiplies no weights and is free. Of one tensor, these
+# compute products all the same; of several, those that move, look up, compare or scale numbers are free, batch norm
+# too. Source: Table 2, whose 119.9 for R(2+1)D-50 at L = 32 is 119.92 without batch norm and 120.58 with it.
+_PRODUCTS_OF_ONE = re.compile("linalg_(?!vector_norm)|fft_|matrix_|_?trilinear|stft|istft|cov$|corrcoef|chain_matmul")
 _FREE_OF_SEVERAL = re.compile(
-    r"\w*_norm|grid_sampler\w*|prelu|r?sub|where|cat|stack|[hvd]stack|meshgrid|broadcast_tensors|\w*embedding\w*|\w*pool\w*|take\w*"
-    r"|_?index\w*|gather|\w*scatter\w*|masked_\w+|copy|type_as|\w+_as|to|new_\w+|_?unsafe_\w+|\w+_like|__\w+__|\w*loss\w*"
+    r"(\w*_norm|grid_sampler\w*|prelu|r?sub|where|\w*embedding\w*|\w*pool\w*|take\w*|_?index\w*|gather|\w*scatter\w*"
+    r"|masked_\w+|copy|type_as|\w+_as|to|new_\w+|_?unsafe_\w+|\w+_like|__\w+_|\w*loss\w*)_?"
 )
 
 
 def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
     """Count the multiply-accumulates of one call: those of convolutions, matrix products and attention.
 
-    An operator that takes one tensor multiplies no weights and is free, as are those that work number by number.
-
     Args:
         example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
-    Raises: ValueError if the module runs an operator that can be neither counted nor taken as free, such as a whole
-        `nn.LSTM`, which fvcore would silently count as 0.
+    Raises: ValueError if it runs an operator that can be neither counted nor taken as free, such as an `nn.LSTM`.
     """
     modes = [(part, part.training) for part in module.modules()]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
@@ -55,7 +56,8 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
-            count.set_op_handle(**{f"aten::{operator}": handle for operator, handle in _PRODUCTS.items()})
+            handles = {f"aten::{name}": functools.partial(_count_product, name) for name in _PRODUCTS}
+            count.set_op_handle(**handles)
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             total = count.total()
             uncounted = sorted(operator for operator in count.unsupported_ops() if not _is_free(operator))
@@ -73,59 +75,42 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
 def _is_free(operator: str) -> bool:
     """Whether an operator multiplies no weights, by PyTorch's own description of it."""
     namespace, name = operator.split("::")
-    name = name if name.endswith("__") else name.rstrip("_")
     if namespace != "aten" or _PRODUCTS_OF_ONE.match(name):
         return namespace == "prim"
     if _FREE_OF_SEVERAL.fullmatch(name):
         return True
-    packet = getattr(torch.ops.aten, name, None) or getattr(torch.ops.aten, f"{name}_", None)
+    packet = getattr(aten, name, None)
     overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
-    return any(torch.Tag.pointwise in each.tags or _count_tensors(each) < 2 for each in overloads)
+    return any(torch.Tag.pointwise in each.tags or _takes_one_tensor(each) for each in overloads)
 
 
-def _count_tensors(overload: Any) -> int:
-    kinds = [str(argument.type) for argument in overload._schema.arguments if not argument.is_out]
-    return sum(2 if "List" in kind else 1 for kind in kinds if "Tensor" in kind)
+def _takes_one_tensor(overload: torch._ops.OpOverload) -> bool:  # or a list of them
+    return sum("Tensor" in str(argument.type) for argument in overload._schema.arguments) < 2
 
 
-def _product(first: int) -> Callable:
-    """Count a product of matrices or vectors, broadcast or not: each number of the result is a sum of products."""
-    return lambda inputs, outputs: math.prod(get_shape(outputs[0])) * get_shape(inputs[first])[-1]
-
-
-def _convolution(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    is_transposed = len(inputs) > 8 and inputs[6].toIValue()  # each number of its input meets the kernel once
-    numbers = get_shape(inputs[0] if is_transposed else outputs[0])
-    return math.prod(numbers) * math.prod(get_shape(inputs[1])[1:])
-
-
-def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    keys = get_shape(inputs[1])[-2]
-    return keys * (math.prod(get_shape(inputs[0])) + math.prod(get_shape(outputs[0])))
-
-
-def _einsum(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Let PyTorch count what its einsum computes, on tensors without numbers: products of matrices, and outer ones."""
-    operands = [torch.empty(get_shape(each), device="meta") for each in inputs[1].node().inputs()]
-    outer = {torch.ops.aten.mul: lambda *_, out_shape: 2 * math.prod(out_shape)}
-    with FlopCounterMode(display=False, custom_mapping=outer) as count:
-        torch.einsum(inputs[0].toIValue(), *operands)
+def _count_product(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Let PyTorch count what an operator computes, on tensors of the traced shapes that hold no numbers."""
+    operator = getattr(aten, name)
+    names = (argument.name for argument in operator.default._schema.arguments)
+    mapping = dict.fromkeys((aten.mv, aten.dot, aten.vdot, aten.addmv, aten.mul), _count_terms)  # which it leaves out
+    with FlopCounterMode(display=False, custom_mapping=mapping) as count:
+        operator(**dict(zip(names, map(_without_numbers, inputs), strict=True)))
     return count.get_total_flops() // 2
 
 
-def _tensordot(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:  # of M x K and K x N numbers into M x N
-    return math.isqrt(math.prod(math.prod(get_shape(each)) for each in (*inputs[:2], outputs[0])))
+def _count_terms(*shapes: Any, **_: Any) -> int:
+    *_, first, second = shapes
+    is_scaling = not isinstance(second, torch.Size)  # by one number, as attention does
+    return 0 if is_scaling else 2 * math.prod(torch.broadcast_shapes(first, second))
 
 
-_PRODUCTS = {
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "linear"), _product(0)),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _product(1)),
-    **dict.fromkeys(("_convolution", "_convolution_mode"), _convolution),
-    "einsum": _einsum,
-    "outer": lambda inputs, outputs: math.prod(get_shape(outputs[0])),
-    "scaled_dot_product_attention": _attention,
-    "tensordot": _tensordot,
-}
+def _without_numbers(traced: torch._C.Value) -> Any:
+    """Give what the tracer saw as an argument: a tensor of that shape, a list, or a constant."""
+    if traced.isCompleteTensor():
+        return torch.empty(get_shape(traced), device="meta")
+    if traced.node().kind() == "prim::ListConstruct":
+        return [_without_numbers(each) for each in traced.node().inputs()]
+    return traced.toIValue()
 
 
 def video_gmacs(
@@ -157,9 +142,10 @@ def running_gmacs(
     if aggregator is not None:
         reference = _shaped(expensive)
         channels, size = reference.channels, reference.feature_size((L, size_px, size_px))
-        step = step_macs(_shaped(aggregator, channels), size)
-        if step and "C" in clip and (cheap_channels := _shaped(cheap).channels) != channels:
-            clip["C"] += cheap_channels * channels * math.prod(size)  # averaging scores needs no maps of one form
+        built = _shaped(aggregator, channels)
+        step, needs_one_form = step_macs(built, size), not built.aggregates_scores
+        if needs_one_form and "C" in clip and (cheap_channels := _shaped(cheap).channels) != channels:
+            clip["C"] += cheap_channels * channels * math.prod(size)
     spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
     return [total / 1e9 for total in spent]
 
@@ -168,7 +154,7 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     """Count one step of an aggregator on feature maps of l, h, w; averaging scores costs nothing."""
     if aggregator.aggregates_scores:
         return 0
-    device = next(aggregator.parameters()).device
+    device = next((weight.device for weight in aggregator.parameters()), "cpu")
     feature = torch.zeros(1, aggregator.channels, *feature_size, device=device)
     return count_macs(aggregator, (feature, aggregator.start(feature)))
 

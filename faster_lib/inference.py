@@ -73,13 +73,13 @@ def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Modu
         for name in ("expensive", "cheap", "aggregator"):
             setattr(model, name, _prepare(getattr(model, name), dtype, is_compiled))
         model.__class__, model.dtype = PreparedFaster, dtype
-    elif isinstance(model, _Prepared) or not isinstance(model, Aggregator | ClipNetwork):
+        return model
+    if isinstance(model, _Prepared) or not isinstance(model, Aggregator | ClipNetwork):
         raise TypeError(f"a {type(model).__name__} cannot be prepared; give a plain Faster, network or aggregator")
-    elif isinstance(model, ClipNetwork):
+    if isinstance(model, ClipNetwork):
         return PreparedBackbone(model, dtype=dtype, is_compiled=is_compiled)
-    elif not model.aggregates_scores:
-        return PreparedAggregator(model, is_compiled=is_compiled)
-    return model
+    has_weights = next(model.parameters(), None) is not None  # averaging has none, and stays as it is
+    return PreparedAggregator(model, is_compiled=is_compiled) if has_weights else model
 
 
 def _without_gradients(method: Callable) -> Callable:  # in one mode, since another one compiles all again
@@ -192,9 +192,8 @@ class _FastLSTM(_Fast, LSTM):
 class _FastGRU(_Fast, GRU):
     def advance(self, features: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         x, o = pool_globally(features), state
-        projected = zip(F.linear(x, *_side_by_side(self.G_rx, self.G_zx)), self.V_x(x), strict=True)
-        G_o, _ = _side_by_side(self.G_ro, self.G_zo)
-        for gates, candidate in projected:
+        gates_x, (G_o, _) = F.linear(x, *_side_by_side(self.G_rx, self.G_zx)), _side_by_side(self.G_ro, self.G_zo)
+        for gates, candidate in zip(gates_x, self.V_x(x), strict=True):
             r, z = torch.sigmoid(torch.addmm(gates, o, G_o.t())).chunk(2, dim=1)
             candidate = torch.tanh(torch.addmm(candidate, r * o, self.V_o.weight.t()))
             o = torch.addcmul(o, z, candidate - o)

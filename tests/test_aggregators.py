@@ -87,8 +87,8 @@ def fast_gru_by_hand(a, x, o):
 BY_HAND = {"concat": concat_by_hand, "lstm": lstm_by_hand, "gru": gru_by_hand, "fast_gru": fast_gru_by_hand}
 
 
-def test_every_aggregator_of_table_3_is_tested_here():
-    assert set(AGGREGATORS) == {"avg_pool", *RECURRENT} == {"avg_pool", *BY_HAND}
+def test_every_aggregator_of_table_3_and_the_control_are_tested_here():
+    assert set(AGGREGATORS) == {"avg_pool", "mean", *RECURRENT} == {"avg_pool", "mean", *BY_HAND}
     assert [name for name in AGGREGATORS if AGGREGATORS[name].aggregates_scores] == ["avg_pool"]
 
 
@@ -118,6 +118,16 @@ def test_averaging_gives_the_mean_of_all_scores_so_far(num_clips):
     aggregator = build_aggregator("avg_pool", CHANNELS)
     mean = aggregator.read(run(aggregator, list(scores)))
     torch.testing.assert_close(mean, torch.mean(scores, dim=0), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, 7])
+def test_the_control_gives_the_mean_of_all_maps_so_far_in_any_order_at_once_or_step_by_step(num_clips):
+    aggregator, features = build_aggregator("mean", CHANNELS), torch.stack(clips(num_clips))
+    expected = features.mean(dim=(0, -3, -2, -1))
+    for order in (features, features.flip(0)):
+        for state in (run(aggregator, list(order)), aggregator.run(order)):
+            torch.testing.assert_close(aggregator.read(state), expected, rtol=1e-13, atol=1e-13)
+    assert list(aggregator.parameters()) == []
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
@@ -198,7 +208,7 @@ def test_a_fresh_lstm_remembers_through_its_forget_gate():
 @pytest.mark.parametrize(
     ("arguments", "quoted"),
     [
-        (("fast-gru", 8), r"'fast-gru'.*avg_pool, concat, lstm, gru, fast_gru"),
+        (("fast-gru", 8), r"'fast-gru'.*avg_pool, concat, lstm, gru, fast_gru, mean"),
         (("gru", 0), "channels is 0"),
         (("gru", 2.5), r"channels is 2\.5"),
         (("fast_gru", 8, 3), "8 channels cannot be reduced by 3"),

@@ -15,7 +15,7 @@ from faster_lib.models.faster import Faster, Schedule
 
 CLASSES, CHANNELS = 5, 32
 ROUNDING = {"rtol": 1e-11, "atol": 1e-11}  # in double precision: batches of other sizes have other last digits
-RECURRENT = [name for name in AGGREGATORS if name != "avg_pool"]
+OF_MAPS = [name for name in AGGREGATORS if name != "avg_pool"]
 
 
 def make(aggregator: str = "fast_gru", schedule: str = "ECCE", seed: int = 0, **options) -> Faster:
@@ -116,7 +116,7 @@ def make_unlike(aggregator: str, schedule: str, pair: str) -> Faster:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pair", UNLIKE)
-@pytest.mark.parametrize("name", ["avg_pool", "fast_gru"])
+@pytest.mark.parametrize("name", ["avg_pool", "fast_gru", "mean"])
 def test_a_pair_of_unlike_maps_too_gives_the_same_whole_streamed_and_from_stored_features(name, pair):
     model, clips = make_unlike(name, "CEC", pair).double(), videos(3).double()
     maps = feature_maps(model, clips)
@@ -211,7 +211,17 @@ def test_averaging_gives_the_log_of_the_mean_probability_of_each_clips_own_netwo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", RECURRENT)
+def test_the_control_classifies_the_mean_of_all_maps_by_a_layer_of_its_own_whatever_their_order():
+    model = make("mean", "ECCE").double()
+    maps = feature_maps(model, videos(4).double())
+    expected = model.classifier(torch.stack(maps).mean(dim=(0, -3, -2, -1)))
+    for first, last in ((0, 3), (3, 0)):
+        torch.testing.assert_close(model.from_features([maps[first], *maps[1:3], maps[last]]), expected, **ROUNDING)
+    assert "classifier.weight" in model.state_dict()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OF_MAPS)
 def test_the_feature_scales_multiply_the_features_of_their_network(name):
     plain, scaled = make(name), make(name, feature_scales=(2.0, 0.5))
     clips = videos(4)

@@ -18,6 +18,7 @@ ROWS = {"All E": 0, **{f"1:{x}": x for x in (1, 3, 7, 15, 31)}}
 # Multiply-accumulates of one step on l x h x w positions of c channels, and whether each position costs them.
 STEPS = {
     "avg_pool": (lambda c, r: 0, False),
+    "mean": (lambda c, r: 0, False),
     "concat": (lambda c, r: 2 * c * c, True),  # W and U
     "lstm": (lambda c, r: 8 * c * c, False),  # four gates of x and of h
     "gru": (lambda c, r: 6 * c * c, False),  # G_rx, G_ro, G_zx, G_zo, V_x, V_o
@@ -130,6 +131,7 @@ def test_a_pair_of_unlike_maps_also_pays_for_each_cheap_clips_projection():
     one, step = c + 32 * 512 * 4, STEPS["fast_gru"][0](512, 4) * 4
     assert [round(total * 1e9) for total in running] == [one, 2 * one + step, 2 * one + e + 2 * step]
     assert round(1e9 * video_gmacs(**networks, aggregator="avg_pool", **size)) == 2 * c + e
+    assert round(1e9 * video_gmacs(**networks, aggregator="mean", **size)) == 2 * one + e
     whole = count_macs(Faster(expensive, cheap, gru, "CCE", 5), torch.zeros(1, 3, 3, 8, 65, 65))
     assert round(running[-1] * 1e9) - whole == 2 * 32 * 5  # the cheap network's classifier, twice
 
@@ -167,6 +169,8 @@ def count_call(function, *shapes: tuple[int, ...]) -> int:
         (torch.matmul, [(3, 4, 5), (5,)], 3 * 4 * 5),
         (torch.matmul, [(5,), (5,)], 5),
         (torch.mv, [(3, 4), (4,)], 3 * 4),
+        (torch.vdot, [(4,), (4,)], 4),
+        (torch.addmv, [(3,), (3, 4), (4,)], 3 * 4),
         (torch.inner, [(2, 3), (4, 3)], 2 * 4 * 3),
         (torch.outer, [(3,), (4,)], 3 * 4),
         (torch.addmm, [(2, 4), (2, 3), (3, 4)], 2 * 3 * 4),

@@ -95,7 +95,7 @@ def test_the_macs_are_those_of_the_library_without_its_packages(name, gpu):
     assert gpu.count_macs(network, clips) == count_macs(network, clips) > 1e7
 
 
-@pytest.mark.parametrize("name", [name for name, kind in AGGREGATORS.items() if not kind.aggregates_scores])
+@pytest.mark.parametrize("name", [name for name in AGGREGATORS if name != "avg_pool"])
 def test_a_model_s_macs_are_those_that_the_library_composes(name, gpu, scale):
     schedule, clips = "ECEC", torch.zeros(1, 4, 3, 8, 32, 32)
     model = gpu.build_faster(scale, name, schedule)
@@ -106,7 +106,7 @@ def test_a_model_s_macs_are_those_that_the_library_composes(name, gpu, scale):
     )
     assert gpu.count_macs(model, clips) == composed - classifiers  # a clip's own scores are not asked for
     step = step_macs(build_aggregator(name, 32), (1, 1, 1))
-    assert step > 0 and composed > 3 * step
+    assert (step > 0) == (name != "mean") and composed > 3 * step
 
 
 def test_weights_are_read_as_their_package_reads_them(gpu):

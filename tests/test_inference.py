@@ -33,7 +33,8 @@ from faster_lib.models.faster import Faster
 from faster_lib.profiles import load_profile
 
 CLASSES = 5
-LEARNED = [name for name, kind in AGGREGATORS.items() if not kind.aggregates_scores]
+AVERAGES = ("avg_pool", "mean")
+LEARNED = [name for name in AGGREGATORS if name not in AVERAGES]
 
 
 def network(name: str, width: float, seed: int = 0) -> nn.Module:
@@ -129,6 +130,16 @@ def test_a_compiled_aggregator_computes_what_the_plain_one_does_at_once_and_step
     assert torch.equal(prepared.run(features)[0], found[0])  # statistics of batch norm as they were
     with pytest.raises(RuntimeError, match="PreparedAggregator takes no other weights; load a plain model"):
         prepared.load_state_dict(prepared.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AVERAGES)
+def test_an_average_is_prepared_as_it_is(name):
+    plain = build_aggregator(name, 8)
+    clips = torch.rand(3, 2, 5) if name == "avg_pool" else torch.rand(3, 2, 8, 1, 2, 2)
+    prepared = prepare_for_inference(plain, dtype="auto")
+    assert type(prepared) is type(plain) and prepared is not plain
+    assert torch.equal(prepared.read(prepared.run(clips)), plain.read(plain.run(clips)))
 
 
 @torch.no_grad()
@@ -276,7 +287,7 @@ def test_a_fast_form_has_the_very_parameters_of_the_readable_one_and_refuses_wha
     plain = build_aggregator(name, 8)
     fast = fast_form(plain)
     assert isinstance(fast, type(plain)) and type(fast_form(fast)) is type(fast)
-    assert (type(fast) is type(plain)) == (name == "avg_pool")
+    assert (type(fast) is type(plain)) == (name in AVERAGES)
     assert fast.state_dict().keys() == plain.state_dict().keys()
     assert all(one is other for one, other in zip(plain.parameters(), fast.parameters(), strict=True))
     twin = copy.deepcopy(fast).double()

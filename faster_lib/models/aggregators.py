@@ -1,4 +1,4 @@
-"""The five aggregators of Table 3, each as the paper's equation of one step, (x_t, o_{t-1}) -> o_t."""
+"""The five aggregators of Table 3, each as the paper's equation of one step, (x_t, o_{t-1}) -> o_t; and a control."""
 
 import torch
 from torch import nn
@@ -68,21 +68,32 @@ class Aggregator(nn.Module):
             raise ValueError(f"feature has shape {tuple(feature.shape)}; it must be (B, {self.channels}, l, h, w)")
 
 
-class AveragePool(Aggregator):
-    """Average the clips' scores, as probabilities (ours; the paper does not say). The state is (mean, how many clips).
+class Mean(Aggregator):
+    """Average the feature maps, whatever their order. The state is (mean, how many clips).
+
+    Shape: feature (B, C, l, h, w), state or None -> state
+    Source: ours; a control that the paper lacks: order-free, so what a recurrent unit gains over it is recurrence.
+    """
+
+    def start(self, feature: torch.Tensor) -> tuple[torch.Tensor, int]:
+        return feature, 1
+
+    def step(self, feature: torch.Tensor, state: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, int]:
+        mean, count = state
+        return mean + (feature - mean) / (count + 1), count + 1
+
+    def read(self, state: tuple[torch.Tensor, int]) -> torch.Tensor:
+        return pool_globally(state[0])
+
+
+class AveragePool(Mean):
+    """Average the clips' scores, as probabilities (ours; the paper does not say), in the same way.
 
     Shape: scores (B, num_classes), state or None -> state; read -> (B, num_classes)
     Source: FASTER (AAAI 2020), "Average pooling".
     """
 
     aggregates_scores = True
-
-    def start(self, scores: torch.Tensor) -> tuple[torch.Tensor, int]:
-        return scores, 1
-
-    def step(self, scores: torch.Tensor, state: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, int]:
-        mean, count = state
-        return mean + (scores - mean) / (count + 1), count + 1
 
     def read(self, state: tuple[torch.Tensor, int]) -> torch.Tensor:
         return state[0]
@@ -190,7 +201,7 @@ class FASTGRU(Aggregator):
         return (1 - z) * o + z * candidate
 
 
-AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": GRU, "fast_gru": FASTGRU}
+AGGREGATORS = {"avg_pool": AveragePool, "concat": Concat, "lstm": LSTM, "gru": GRU, "fast_gru": FASTGRU, "mean": Mean}
 
 
 def build_aggregator(name: str, channels: int, reduction: int = 4) -> Aggregator:

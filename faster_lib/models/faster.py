@@ -119,10 +119,10 @@ class Faster(nn.Module):
             places, chosen = [t for t, other in enumerate(schedule) if other == letter], clips
             if len(places) < len(schedule):
                 chosen = clips.movedim(2, -1)[:, places].movedim(-1, 2)  # colours stay last in memory
-            found = self._look(chosen.flatten(0, 1), letter == "E").unflatten(0, (len(clips), len(places)))
+            found = self._network(letter).features(chosen.flatten(0, 1)).unflatten(0, (len(clips), len(places)))
             maps |= zip(places, found.unbind(1), strict=True)
         size = self.expensive.feature_size(tuple(int(side) for side in clips.shape[-3:]))
-        return self._classify(self._aggregate(self._arrange([maps[t] for t in range(len(schedule))], size)))
+        return self._classify_maps([maps[t] for t in range(len(schedule))], size)
 
     def step(self, clip: torch.Tensor, state: StreamState | None = None) -> tuple[StreamState, torch.Tensor]:
         """Take in one more clip and classify the video so far.
@@ -132,10 +132,9 @@ class Faster(nn.Module):
         """
         seen, memory = (0, None) if state is None else state
         self._check_num_clips(seen + 1)
-        is_expensive = self.schedule.is_expensive[seen]
-        size = self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
-        feature = self._prepare(self._look(clip, is_expensive), is_expensive, size)
-        state = StreamState(seen + 1, self._aggregate(feature[None], memory))
+        letter, size = self.schedule[seen], self.expensive.feature_size(tuple(int(side) for side in clip.shape[-3:]))
+        feature = self._prepare(self._network(letter).features(clip), letter, size)
+        state = StreamState(seen + 1, self.aggregator.run(feature[None], memory))
         return state, self._classify(state.memory)
 
     def from_features(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -147,8 +146,7 @@ class Faster(nn.Module):
         self._check_num_clips(len(maps))
         sizes = {}
         for t, (feature, letter) in enumerate(zip(maps, self.schedule, strict=False)):
-            channels = (self.expensive if letter == "E" else self.cheap).channels
-            size = sizes.setdefault(letter, feature.shape[2:])
+            channels, size = self._network(letter).channels, sizes.setdefault(letter, feature.shape[2:])
             if feature.ndim != 5 or feature.shape != (len(maps[0]), channels, *size):
                 shapes, form = [tuple(other.shape) for other in maps], f"({len(maps[0])}, {channels}, l, h, w)"
                 fault = f"maps have shapes {shapes}; map {t} of {self.schedule!r} must be {form}"
@@ -157,30 +155,24 @@ class Faster(nn.Module):
         is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
         if not (is_known or self.aggregator.aggregates_scores):
             raise ValueError(f"{len(maps)} clips of {self.schedule!r} hold no expensive map, to whose size they come")
-        return self._classify(self._aggregate(self._arrange(maps, sizes.get("E", maps[0].shape[2:]))))
+        return self._classify_maps(maps, sizes.get("E", maps[0].shape[2:]))
 
-    def _look(self, clips: torch.Tensor, is_expensive: bool) -> torch.Tensor:
-        return (self.expensive if is_expensive else self.cheap).features(clips)
+    def _network(self, letter: str) -> ClipNetwork:
+        return self.expensive if letter == "E" else self.cheap
 
-    def _arrange(self, maps: Sequence[torch.Tensor], size: tuple[int, int, int]) -> torch.Tensor:
-        """Put the maps of a video's clips one after the other, as the aggregator likes them: (N, B, ...)."""
-        prepared = zip(maps, self.schedule.is_expensive, strict=False)
-        features = [self._prepare(feature, is_expensive, size) for feature, is_expensive in prepared]
-        return torch.stack([feature.movedim(1, -1) for feature in features]).movedim(-1, 2)  # channels last in memory
+    def _classify_maps(self, maps: Sequence[torch.Tensor], size: tuple[int, int, int]) -> torch.Tensor:
+        prepared = [self._prepare(feature, letter, size) for feature, letter in zip(maps, self.schedule, strict=False)]
+        features = torch.stack([feature.movedim(1, -1) for feature in prepared])  # channels last in memory
+        return self._classify(self.aggregator.run(features.movedim(-1, 2)))  # (N, B, ...)
 
-    def _prepare(self, feature: torch.Tensor, is_expensive: bool, size: tuple[int, int, int]) -> torch.Tensor:
+    def _prepare(self, feature: torch.Tensor, letter: str, size: tuple[int, int, int]) -> torch.Tensor:
         """Turn a feature map into the aggregator's x_t: scores for averaging, otherwise the scaled map of `size`."""
         if self.aggregator.aggregates_scores:
-            network = self.expensive if is_expensive else self.cheap
-            return network.classify(feature).softmax(dim=-1)
+            return self._network(letter).classify(feature).softmax(dim=-1)
         if tuple(int(side) for side in feature.shape[-3:]) != tuple(size):
             feature = nn.functional.adaptive_avg_pool3d(feature, size)
-        feature = self.feature_scales[0 if is_expensive else 1] * feature
-        return feature if is_expensive or self.projection is None else self.projection(feature)
-
-    def _aggregate(self, features: torch.Tensor, state: Any = None) -> Any:
-        """Go on by some clips, (N, B, ...); every way through the model comes by here."""
-        return self.aggregator.run(features, state)
+        feature = self.feature_scales["EC".index(letter)] * feature
+        return feature if letter == "E" or self.projection is None else self.projection(feature)
 
     def _classify(self, memory: Any) -> torch.Tensor:
         read = self.aggregator.read(memory)

@@ -1,1 +1,1 @@
-"""Tables, figures and timing: numbers beside the paper."""
+"""Tables and figures: numbers beside the paper."""

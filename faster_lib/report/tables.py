@@ -33,6 +33,7 @@ _IN_POINTS = "The paper's statements, in percentage points of video@1 at this sc
 # As the paper writes the networks and the aggregators.
 NAMES = {"r2d_26": "R2D-26", "r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}
 NAMES |= {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
+NAMES |= {"mean": "Learned mean"}  # a control of ours
 Results = Mapping[Cell, Sequence[Any]]  # what `measure_all` gives, to be read by `values`
 
 
