@@ -249,6 +249,20 @@ def check_run(profile: Profile, *splits: str) -> None:
             raise OSError(f"{folder} cannot be written ({error.strerror}); name another by {variable}") from error
 
 
+def check_live(live: Results, known: Results, *, most_percent: float = 5.0) -> str:
+    """Compare cells trained here with the same cells as the kit ships them, by the test videos that they get right.
+
+    Raises: ValueError, with both accuracies, where more videos differ than by rounding on other processors.
+    """
+    for cell, runs in live.items():
+        for mine, other in zip(runs, known[cell], strict=False):
+            differ = sum(a != b for a, b in zip(mine.correct, other.correct, strict=True))
+            if differ > most_percent / 100 * len(mine.correct):
+                both = f"video@1 is {mine.video1:.2f} as trained here, {other.video1:.2f} as kept"
+                raise ValueError(f"{cell}: {both}, and {differ} of {len(mine.correct)} videos differ")
+    return f"trained here: {differ} of {len(mine.correct)} videos differ from what the repository holds"
+
+
 def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:
     """Turn the ratios 1:x of a study into schedules, or raise ValueError; none asks for those of Table 4 at this L."""
     check_clip_frames(clip_frames)

@@ -275,10 +275,14 @@ class _Training:
             log.warning("a point of the curves is lost: %s", error)
 
 
+def find_checkpoints(folder: Path) -> list[Path]:
+    """List what an interrupted training can go on from, the newest first."""
+    return [path for path in (folder / CHECKPOINT, folder / BEFORE) if path.is_file()]
+
+
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Read the newest state of a training that is whole; each ends with its sha256; ValueError if all are damaged."""
-    found = [path for path in (folder / CHECKPOINT, folder / BEFORE) if path.is_file()]
-    for number, path in enumerate(found):
+    for number, path in enumerate(found := find_checkpoints(folder)):
         content = path.read_bytes()
         if hashlib.sha256(content[:-32]).digest() == content[-32:]:
             if number:
@@ -291,5 +295,5 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove what an interrupted training would have gone on from."""
-    for path in folder.glob("checkpoint*.pt"):
+    for path in find_checkpoints(folder):
         path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.store import BEGUN, Entry, write_whole
-from faster_lib.training.loop import CHECKPOINT, Task, remove_checkpoints, run_training, training_facts
+from faster_lib.training.loop import Task, find_checkpoints, remove_checkpoints, run_training, training_facts
 from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
     Raises: ValueError, naming videos, if it was, and is not finished.
     """
     profile, entry = trained.profile, trained.entry
-    if profile.scene is not None or (entry.path / CHECKPOINT).is_file():
+    if profile.scene is not None or find_checkpoints(entry.path):
         return
     names = [f"split {profile.backbone_training.split}, fold {profile.data.fold}\n"]
     names += [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
@@ -170,7 +170,7 @@ def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
         except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
             continue
         is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
-        if is_same and (begun.parent / CHECKPOINT).is_file():
+        if is_same and find_checkpoints(begun.parent):
             changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
             raise ValueError(
                 f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
