@@ -23,7 +23,6 @@ import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
-SCANNED_BY = f"{DECODER}, av {version('av')}"  # likewise, other verdicts on files
 DECODERS = ("decord", "pyav", "pyav_in_order")
 HELD_BYTES = 2**25  # of whole frames in memory at a time where clips are cut from them or a scan reads them
 _WAITS_SECONDS = (0.1, 1.0, 5.0)  # before a file is looked at again where a disk fails
