@@ -31,8 +31,8 @@ from faster_lib.data.datasets import (
     VideoClips,
     VideoList,
     clip_frame_indices,
-    decode,
     generator_for,
+    load_ahead,
     load_batches,
     random_clip_start,
     uniform_clip_starts,
@@ -189,7 +189,7 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     """Load the pattern through the loaders of feature extraction and of stage 1; give the frames."""
     if not pattern.is_random:
         clips = VideoClips(pattern.videos, DATA, clip_frames=L, num_clips=DATA.video_frames // L, views=0, seed=SEED)
-        loaded = decode(clips, [video for _, video in pattern.draws()], workers)
+        loaded = load_ahead(clips.__getitem__, [video for _, video in pattern.draws()], workers)
         return float(sum(item.clips.shape[:2].numel() * L for item in loaded))
     clips = RandomClips(pattern.videos, DATA, clip_frames=L, clips_per_video=1, seed=SEED)
     number = len(pattern.videos)
