@@ -66,10 +66,10 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
     if others := {row.file.decoder for row in kept} - {*DECODERS}:
         raise ValueError(f"{table} names the decoder {others.pop()!r}; run: make index PROFILE={profile.name}")
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
+    census = Census(len(chosen), len(kept), missing, corrupt=len(chosen) - len(kept) - missing)
+    _check_share(census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
     videos = tuple(Video(root / path, target, file) for path, _, target, _, file in kept)
-    found = VideoList(videos, tuple(classes.values()), missing, len(chosen) - len(kept) - missing)
-    _check_share(found.census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
-    return found
+    return VideoList(videos, tuple(classes.values()), census)
 
 
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
