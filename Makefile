@@ -37,7 +37,7 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 	TQDM_MININTERVAL=10 $(BIN)/papermill --log-output notebooks/04_ratio_study.ipynb $(OUT) -p L $(L) -p profile $(PROFILE)
 
 index: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
-	$(BIN)/python workflow/index.py --profile $(PROFILE)
+	$(BIN)/python -m workflow.index --profile $(PROFILE)
 
 # The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs

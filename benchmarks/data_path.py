@@ -31,11 +31,10 @@ from faster_lib.data.datasets import (
     VideoClips,
     VideoList,
     clip_frame_indices,
-    decode,
+    clip_starts,
     generator_for,
+    load_ahead,
     load_batches,
-    random_clip_start,
-    uniform_clip_starts,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import File, encode_h264
@@ -73,12 +72,10 @@ class Pattern(NamedTuple):
     def jobs(self, share: int = 1) -> Iterator[Job]:
         """Give each visit's clips, drawn as the kit draws them."""
         for epoch, number in self.draws(share):
-            video, generator = self.videos.videos[number], None
-            if self.is_random:
-                generator = generator_for(SEED, epoch, number)
-                starts = [random_clip_start(video.file.frames, L, generator)]
-            else:
-                starts = uniform_clip_starts(video.file.frames, L, DATA.video_frames // L)
+            video = self.videos.videos[number]
+            generator = generator_for(SEED, epoch, number) if self.is_random else None
+            num_clips = 1 if self.is_random else DATA.video_frames // L
+            starts = clip_starts(video.file.frames, L, num_clips, generator)
             clips = [clip_frame_indices(start, L, video.file.frames) for start in starts]
             yield video.path, clips, generator
 
@@ -189,7 +186,7 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     """Load the pattern through the loaders of feature extraction and of stage 1; give the frames."""
     if not pattern.is_random:
         clips = VideoClips(pattern.videos, DATA, clip_frames=L, num_clips=DATA.video_frames // L, views=0, seed=SEED)
-        loaded = decode(clips, [video for _, video in pattern.draws()], workers)
+        loaded = load_ahead(clips.__getitem__, [video for _, video in pattern.draws()], workers)
         return float(sum(item.clips.shape[:2].numel() * L for item in loaded))
     clips = RandomClips(pattern.videos, DATA, clip_frames=L, clips_per_video=1, seed=SEED)
     number = len(pattern.videos)

@@ -1,6 +1,6 @@
 """Kill the whole pipeline at random moments, start it again each time, and compare the end with an undisturbed run.
 
-    .venv/bin/python benchmarks/kills.py --kills 50 --damages 60 --seed 0 --profile smoke FOLDER
+    .venv/bin/python -m benchmarks.kills --kills 50 --damages 60 --seed 0 --profile smoke FOLDER
 
 After the kills, files of finished and of interrupted runs are damaged, one at a time. The next start must mend it to
 the same bits, or end with an error that names it.
@@ -35,13 +35,14 @@ import sklearn.metrics  # noqa: F401  here, since every start needs it
 import torch
 
 from faster_lib.data.datasets import VideoList
-from faster_lib.data.index import index_videos, load_videos
+from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import write_whole
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import train_backbone
+from workflow.index import index_videos
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 from networks import PLAIN, in_type, lacking
 from side_by_side import KIT, Peer, Speed, contend, write_table
 
-from faster_lib.data.datasets import Video, VideoClips, VideoList, decode
+from faster_lib.data.datasets import Video, VideoClips, VideoList, load_ahead
 from faster_lib.data.video import encode_h264
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference, score_videos
@@ -73,7 +73,7 @@ def compare_patterns(
             plains[pattern] = Peer(lambda model=eager: score_all(model, clips, 0))
         names = {"expensive": "r2plus1d_50", "cheap": "r2d_26", "aggregator": name}
         costs[pattern] = video_gmacs(**names, schedule=schedule, L=clip_frames)
-    kits["decoding alone"] = lambda: sum(1 for _ in decode(clips, range(len(clips)), 1))
+    kits["decoding alone"] = lambda: sum(1 for _ in load_ahead(clips.__getitem__, range(len(clips)), 1))
     speeds, rates = [], {}
     for who, calls, times in ((KIT, kits, KIT_ROUNDS), (PLAIN, plains, rounds)):
         for timed in contend("videos", contest, float(len(videos)), "videos/s", calls, rounds=times):

@@ -157,15 +157,14 @@ def test_clips_read_in_pieces_are_byte_for_byte_those_of_the_whole_video(
         item, *_ = video_clips(videos, data, views=views, num_clips=num_clips, clip_frames=clip_frames)[0]
         for view in range(max(views, 1)):
             generator = generator_for(0, view, 0) if views else None
-            drawn = sampling.random_clip_starts if views else sampling.uniform_clip_starts
-            starts = drawn(length, clip_frames, num_clips, *([generator] if views else []))
+            starts = sampling.clip_starts(length, clip_frames, num_clips, generator)
             indices = [(start + i) % length for start in starts for i in range(clip_frames)]
             expected = cut_plainly(whole[indices], data, generator)
             assert torch.equal(item[view].transpose(0, 1).flatten(1, 2), expected)
     item, *_ = random_clips(videos, data, clip_frames=clip_frames, clips_per_video=num_clips)[2, 0]
     generator = generator_for(0, 2, 0)
     for clip in item:
-        start = sampling.random_clip_start(length, clip_frames, generator)
+        (start,) = sampling.clip_starts(length, clip_frames, 1, generator)
         indices = [(start + i) % length for i in range(clip_frames)]
         assert torch.equal(clip, cut_plainly(whole[indices], data, generator))
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from faster_lib.data.datasets import Video
-from faster_lib.data.index import scan
-from faster_lib.data.lists import video_files
 from tests.test_index import as_list, check_against_pyav, pictures, write
+from workflow.lists import video_files
+from workflow.scan import scan
 
 FRAMES, SIZE = 30, (48, 64)  # height, width
 B, OPEN = {"bf": "3", "g": "8"}, {"x264_params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}

@@ -1,4 +1,4 @@
-"""Tests of faster_lib.data.index and of decoding: whatever a file holds, the index says what it is, and why not."""
+"""Tests of the index, of workflow.scan and of decoding: an index says what each file is, or why it is unused."""
 
 import errno
 import logging
@@ -15,24 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from faster_lib.data import index as module
-from faster_lib.data.datasets import RandomClips, Video, VideoClips, VideoList, collate
-from faster_lib.data.index import (
-    File,
-    Indexed,
-    _read_memory,
-    index_videos,
-    load_videos,
-    read_index,
-    scan,
-    videos_key,
-)
-from faster_lib.data.lists import video_files
-from faster_lib.data.video import VideoError, VideoReader
+from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips, VideoList, collate
+from faster_lib.data.index import Indexed, clips_key_facts, load_videos, read_index, videos_key, write_index
+from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile, parse_profile
 from workflow import index as command
-from workflow.index import summarise
+from workflow import scan as module
+from workflow.index import index_videos, summarise
+from workflow.lists import video_files
+from workflow.scan import _read_memory, scan
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real videos, which are not in the repository")
@@ -400,7 +392,7 @@ def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_
     caplog.set_level(logging.INFO)
     with pytest.raises(SystemExit, match=r"tiny.yaml is of generated videos"):
         command.main(["--profile", "tiny"])
-    monkeypatch.setattr("faster_lib.data.lists.DATA", tmp_path)
+    monkeypatch.setattr("faster_lib.data.index.DATA", tmp_path)
     monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     with pytest.raises(SystemExit, match=r"data.root is 'tank_state', but .*tank_state is no folder"):
         command.main(["--profile", "tank_state"])
@@ -419,11 +411,11 @@ def test_the_command_indexes_a_profile_s_videos_and_says_what_there_is(odd, tmp_
 
 def test_an_index_is_read_once_however_often_it_is_asked_for_and_again_once_it_changes(tmp_path, monkeypatch):
     table, opened, read = tmp_path / "index.csv", [], Path.read_bytes
-    module.write_index(table, [Indexed("a.mp4", "a", 0, "train", File(8))], ["a"])
+    write_index(table, [Indexed("a.mp4", "a", 0, "train", File(8))], ["a"])
     monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), read(path))[1])
     assert [read_index(table) for _ in range(3)] == 3 * [[Indexed("a.mp4", "a", 0, "train", File(8))]]
     assert opened == [table]
-    module.write_index(table, [Indexed("a.mp4", "a", 0, "train", File(9))], ["a"])
+    write_index(table, [Indexed("a.mp4", "a", 0, "train", File(9))], ["a"])
     assert read_index(table)[0].file.frames == 9 and opened == [table, table]
 
 
@@ -442,8 +434,7 @@ def test_generated_videos_have_an_index_of_all_classes_and_their_key_needs_none_
     keys = [videos_key(profile, split, runs=tmp_path) for split in ("train", "test")]
     assert not list(tmp_path.iterdir()) and len({*keys}) == 2
     videos = load_videos(profile, "train", runs=tmp_path)
-    assert videos.census == module.VideoList(videos.videos, videos.classes).census
-    assert (videos.census.expected, videos.census.used, len(videos.classes)) == (6, 6, 16)
+    assert videos.census == Census(expected=6, used=6, missing=0, corrupt=0) and len(videos.classes) == 16
     (table,) = tmp_path.glob("smoke/videos/train-*/index.csv")
     for row in [row for row in read_index(table) if row.path]:
         assert (
@@ -456,7 +447,7 @@ def test_generated_videos_have_an_index_of_all_classes_and_their_key_needs_none_
     assert len({keys[0], *(videos_key(other, "train", runs=tmp_path) for other in others)}) == 3
     uncut = profile.model_copy(update={"data": make_data(crop_px=32)})
     assert videos_key(uncut, "train", runs=tmp_path) == keys[0]
-    assert module.clips_key_facts(uncut) != module.clips_key_facts(profile)
+    assert clips_key_facts(uncut) != clips_key_facts(profile)
 
 
 def test_generated_folds_are_one_pool_of_which_each_tests_another_third(make_scene, make_data, tmp_path):
@@ -490,7 +481,7 @@ def test_every_real_file_at_hand_is_indexed_and_decoded_as_pyav_decodes_it(tmp_p
 
 @needs_shared
 def test_a_real_set_is_indexed_once_and_loaded_from_its_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("faster_lib.data.lists.DATA", SHARED)
+    monkeypatch.setattr("faster_lib.data.index.DATA", SHARED)
     profile = load_profile("tank_state")
     rows = index_videos(profile, runs=tmp_path)
     assert len(rows) == 496 and rows == read_index(tmp_path / "tank_state" / "index.csv")

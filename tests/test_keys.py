@@ -11,6 +11,7 @@ from faster_lib.training import evaluation, features, stage1, stage2
 from faster_lib.training.evaluation import aggregator_entry
 from faster_lib.training.features import FeaturePair, features_entry
 from faster_lib.training.stage1 import name_backbone
+from workflow import scan
 
 WORK = {  # what makes or reads a result, where it is called
     safetensors.torch: ("load", "load_file", "save", "save_file"),
@@ -18,7 +19,8 @@ WORK = {  # what makes or reads a result, where it is called
     features: ("load_videos", "load_ahead", "extract_features", "compute_features"),
     stage2: ("build_aggregator", "run_training"),
     evaluation: ("load", "build_faster", "train_aggregator", "evaluate"),
-    index: ("write_planned", "read_index", "scan", "probe_video"),
+    index: ("write_planned", "read_index"),
+    scan: ("scan", "probe_video"),
 }
 
 

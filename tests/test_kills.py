@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import finished, list_differences, list_lost
-from faster_lib.data.index import load_videos, scan
+from faster_lib.data.index import load_videos
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import train_backbone
+from workflow.scan import scan
 
 
 def small(**stage_1) -> Profile:

@@ -12,12 +12,14 @@ import pytest
 from faster_lib import Schedule
 from faster_lib.data import index
 from faster_lib.data.datasets import VideoList
-from faster_lib.data.index import Indexed, index_videos, list_videos, load_videos, videos_key
+from faster_lib.data.index import Indexed, load_videos, videos_key
 from faster_lib.data.synthetic import CLASSES
 from faster_lib.data.video import encode_h264
 from faster_lib.paths import ROOT
 from faster_lib.profiles import Data, Profile, load_profile, parse_profile
 from tests.foreign_layouts import FOREIGN_LAYOUTS, plan_layout, write_layout
+from workflow.index import index_videos
+from workflow.lists import list_videos
 
 SHARED = ROOT.parent / "shared" / "data"
 needs_lists = pytest.mark.skipif(
@@ -353,7 +355,7 @@ def test_path_label_lists_keep_the_order_of_their_class_names_and_classes_withou
 
 
 def test_a_relative_root_starts_from_the_data_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("faster_lib.data.lists.DATA", tmp_path)
+    monkeypatch.setattr("faster_lib.data.index.DATA", tmp_path)
     write(tmp_path, {"mine/run/a.mp4": "x", "lists/train.txt": "run/a.mp4\n"})
     profile = profile_of("folders", Path("mine"), annotations="lists", num_classes=2)
     ((row,), _) = list_videos(profile.data)

@@ -48,8 +48,9 @@ import os
 from pathlib import Path
 from faster_lib import Faster, build_aggregator, build_backbone, load_profile, score_videos
 from faster_lib.data.datasets import VideoClips
-from faster_lib.data.index import index_videos, load_videos
+from faster_lib.data.index import load_videos
 from faster_lib.profiles import parse_profile
+from workflow.index import index_videos
 
 runs = Path(os.environ["SCRATCH"])
 content = load_profile("smoke").model_dump(mode="json")

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from benchmarks.kills import annotate
 from faster_lib import store
 from faster_lib.data.datasets import Census
-from faster_lib.data.index import index_videos, load_videos
+from faster_lib.data.index import load_videos
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
 from faster_lib.training import evaluation, features, loop, ranks, stage1, stage2
+from workflow.index import index_videos
 
 SMOKE = load_profile("smoke")
 

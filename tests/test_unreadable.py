@@ -7,10 +7,11 @@ import pytest
 
 from faster_lib import Schedule
 from faster_lib.data.datasets import Census
-from faster_lib.data.index import index_videos, load_videos, videos_key
+from faster_lib.data.index import load_videos, videos_key
 from faster_lib.data.video import VideoError
 from faster_lib.profiles import Profile, load_profile, parse_profile
 from tests.foreign_layouts import write_layout
+from workflow.index import index_videos
 
 
 @pytest.fixture(scope="module")

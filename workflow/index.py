@@ -1,4 +1,4 @@
-"""Index the real videos of a profile: `make index PROFILE=mine` runs `python workflow/index.py --profile mine`.
+"""Index the real videos of a profile: `make index PROFILE=mine` runs `python -m workflow.index --profile mine`.
 
 The index says of each listed video what it is, or why it cannot be used; the summary says how many of each there are.
 """
@@ -7,17 +7,33 @@ import argparse
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
-from faster_lib.data.index import index_videos, read_index
-from faster_lib.data.lists import Indexed
+from faster_lib.data.index import INDEX, Indexed, folder_of, read_index, write_index
 from faster_lib.data.video import File
 from faster_lib.paths import RUNS
-from faster_lib.profiles import load_profile
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.store import remove_partials
+from workflow.lists import list_videos
+from workflow.scan import scan
 
 log = logging.getLogger(__name__)
 
 LENGTHS = (8, 16, 32)  # of clips, for which the summary counts the videos that are shorter. Source: Table 2
 MOST_NAMED = 20  # of the unreadable and of the duplicate videos that the summary names
+
+
+def index_videos(profile: Profile, *, runs: Path = RUNS) -> list[Indexed]:
+    """List and read a profile's real videos, and write `runs/<profile>/index.csv`; files known already are not read."""
+    listed, labels = list_videos(profile.data)
+    folder, root = runs / profile.name, folder_of(profile.data.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder)
+    paths = dict.fromkeys(root / row.path for row in listed)
+    files = scan(paths, root, folder / "index.scan.csv", workers=profile.loading.workers)
+    rows = [row._replace(file=files[root / row.path]) for row in listed]
+    write_index(folder / INDEX, rows, labels)
+    return rows
 
 
 def summarise(rows: Sequence[Indexed]) -> str:
@@ -58,7 +74,7 @@ def _name_some(what: str, found: list[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Index the videos of a profile's data set, and say what is missing, corrupt, too short or there twice."""
-    parser = argparse.ArgumentParser(prog="python workflow/index.py", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.index", description=main.__doc__)
     parser.add_argument("--profile", required=True, help="a file in params/ of real videos")
     profile = load_profile(parser.parse_args(arguments).profile)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -68,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         index_videos(profile, runs=RUNS)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"{error}") from error
-    table = RUNS / profile.name / "index.csv"
+    table = RUNS / profile.name / INDEX
     rows = read_index(table)
     if (found := len({row.target for row in rows})) != profile.data.num_classes:
         log.warning("%s has %d classes, but data.num_classes is %d", table, found, profile.data.num_classes)

@@ -60,16 +60,10 @@ class VideoList:
 
     videos: tuple[Video, ...]
     classes: tuple[str, ...]
-    missing: int = 0  # how many videos more the lists name, which are not there
-    corrupt: int = 0  # likewise, which cannot be read
+    census: Census | None = None  # None where the videos come from no index
 
     def __len__(self) -> int:
         return len(self.videos)
-
-    @property
-    def census(self) -> Census:
-        """Count the videos."""
-        return Census(len(self) + self.missing + self.corrupt, len(self), self.missing, self.corrupt)
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -85,21 +79,21 @@ def clip_frame_indices(start: int, clip_frames: int, num_frames: int) -> list[in
     return [(start + i) % num_frames for i in range(clip_frames)]
 
 
-def random_clip_start(num_frames: int, clip_frames: int, generator: torch.Generator) -> int:
-    """Draw the first frame of a clip of L consecutive frames, every possible one equally likely."""
-    return int(torch.randint(_last_start(num_frames, clip_frames) + 1, (), generator=generator))
+def clip_starts(
+    num_frames: int, clip_frames: int, num_clips: int, generator: torch.Generator | None = None
+) -> list[int]:
+    """Give the first frames of N clips of L frames in temporal order: uniform, or independent draws of a generator.
 
-
-def random_clip_starts(num_frames: int, clip_frames: int, num_clips: int, generator: torch.Generator) -> list[int]:
-    """Draw N clips independently and put them in temporal order, which is ours: the paper does not say."""
-    return sorted(random_clip_start(num_frames, clip_frames, generator) for _ in range(num_clips))
-
-
-def uniform_clip_starts(num_frames: int, clip_frames: int, num_clips: int) -> list[int]:
-    """Place N clips uniformly ("to cover the whole video"), from its beginning to its end; one goes to the middle."""
+    Uniform ones go "to cover the whole video", from its beginning to its end; a single one goes to the middle. The
+    paper does not say in which order drawn ones come.
+    """
     if num_clips < 1:
         raise ValueError(f"num_clips is {num_clips}; at least one clip is needed")
-    last = _last_start(num_frames, clip_frames)
+    if num_frames < 1 or clip_frames < 1:
+        raise ValueError(f"a clip of {clip_frames} frames cannot be taken from a video of {num_frames} frames")
+    last = max(num_frames - clip_frames, 0)
+    if generator is not None:
+        return sorted(int(torch.randint(last + 1, (), generator=generator)) for _ in range(num_clips))
     return [i * last // (num_clips - 1) for i in range(num_clips)] if num_clips > 1 else [last // 2]
 
 
@@ -110,12 +104,6 @@ def num_clips_covering(video_frames: int, clip_frames: int) -> int:
         rule = f"L x N must equal the profile's {video_frames} frames; choose L from {choices}"
         raise ValueError(f"L is {clip_frames}, but {rule}")
     return video_frames // clip_frames
-
-
-def _last_start(num_frames: int, clip_frames: int) -> int:
-    if num_frames < 1 or clip_frames < 1:
-        raise ValueError(f"a clip of {clip_frames} frames cannot be taken from a video of {num_frames} frames")
-    return max(num_frames - clip_frames, 0)
 
 
 class Item(NamedTuple):
@@ -155,7 +143,7 @@ class RandomClips(Dataset):
         try:
             reader = video.open()
             for _ in range(self.clips_per_video):
-                start = random_clip_start(len(reader), self.clip_frames, generator)
+                (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
                 indices = clip_frame_indices(start, self.clip_frames, len(reader))
                 views.append((indices, draw_cut(reader.size_px, self.data, generator)))
             return Item(read_views(reader, views).movedim(-1, 1), video.target, draw[1])
@@ -187,9 +175,10 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Make a batch of those items that could be read, which may be none."""
+    """Make a batch, pinned for a GPU, of those items that could be read, which may be none."""
     there = [item for item in items if not item.problem]
     clips = stack_clips([item.clips for item in there]) if there else torch.empty(0)
+    clips = clips.pin_memory() if torch.cuda.is_available() else clips
     targets = torch.tensor([item.target for item in there], dtype=torch.int64)
     return Batch(clips, targets, [(item.video, item.problem) for item in items if item.problem])
 
@@ -243,9 +232,8 @@ class VideoClips(Dataset):
     def __getitem__(self, index: int) -> Item:
         video = self.videos.videos[index]
         reader, views = video.open(), []
-        size = (len(reader), self.clip_frames, self.num_clips)
         for generator in [generator_for(self.seed, view, index) for view in range(self.views)] or [None]:
-            starts = random_clip_starts(*size, generator) if generator else uniform_clip_starts(*size)
+            starts = clip_starts(len(reader), self.clip_frames, self.num_clips, generator)
             indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
             views.append((indices, draw_cut(reader.size_px, self.data, generator)))
         clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
@@ -276,13 +264,8 @@ def _use_one_core() -> None:
 
 
 def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads, pinned for a GPU."""
-
-    def load(drawn: Sequence[tuple[int, int]]) -> Batch:
-        batch = collate([clips[draw] for draw in drawn])
-        return batch._replace(clips=batch.clips.pin_memory()) if torch.cuda.is_available() else batch
-
-    return load_ahead(load, draws, workers)
+    """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads."""
+    return load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, workers)
 
 
 count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too

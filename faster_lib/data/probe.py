@@ -1,28 +1,14 @@
 """What reading a whole video file shows: how many frames it has, and which decoder gives them rightly in any order."""
 
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import av
-
 from faster_lib.data.video import File, PyAVDecoder, VideoError, VideoReader, check_there, first_line
 
 _LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
-
-
-def is_video(path: Path) -> bool:
-    """Try whether a file holds moving pictures, which a still image, a text and a song with its cover do not."""
-    try:
-        with av.open(os.fspath(path), metadata_errors="replace") as file:
-            name, stream = file.format.name, file.streams.best("video")
-            is_still = "image2" in name or name == "tty" or name.endswith("_pipe")
-            return not (stream is None or is_still or av.stream.Disposition.attached_pic in stream.disposition)
-    except Exception:  # whatever PyAV raises for what it cannot open
-        return False
 
 
 def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:

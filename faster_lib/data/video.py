@@ -23,7 +23,6 @@ import numpy as np
 from torch.utils.dlpack import from_dlpack
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
-SCANNED_BY = f"{DECODER}, av {version('av')}"  # likewise, other verdicts on files
 DECODERS = ("decord", "pyav", "pyav_in_order")
 HELD_BYTES = 2**25  # of whole frames in memory at a time where clips are cut from them or a scan reads them
 _WAITS_SECONDS = (0.1, 1.0, 5.0)  # before a file is looked at again where a disk fails
@@ -173,6 +172,15 @@ class PyAVDecoder:
             picture, signs = (picture, (d, a)) if a else (picture.swapaxes(0, 1), (b, c))
             picture = picture[:: np.sign(signs[0]) or 1, :: np.sign(signs[1]) or 1]
         return np.ascontiguousarray(picture)
+
+
+def read_stream(source: str | Path) -> Iterator[np.ndarray]:
+    """Read frames one by one for as long as they come, (H, W, 3) uint8, RGB; VideoError where that fails."""
+    try:
+        for _, frame in PyAVDecoder(source).read_each():
+            yield frame
+    except Exception as error:
+        raise VideoError(f"{source}: not a readable video ({first_line(error)})") from error
 
 
 def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> bytes:

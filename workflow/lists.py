@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from faster_lib.data.probe import is_video
-from faster_lib.data.video import File
+import av
+
+from faster_lib.data.index import Indexed, folder_of
 from faster_lib.paths import DATA
 from faster_lib.profiles import FOLDED, Data
 
@@ -33,16 +34,6 @@ _KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 _SPLIT_NAMES = {"validate": "val", "validation": "val"}  # as the older release of Kinetics writes it
 
 
-class Indexed(NamedTuple):
-    """One row of an index; a class without videos has a row without a path."""
-
-    path: str  # from the root, with slashes; absolute where it lies elsewhere
-    label: str
-    target: int
-    split: str  # of sets with three folds a word for each, "-" where the fold does not use the video
-    file: File = File()
-
-
 class Line(NamedTuple):
     """What one line of a list says of a video; the fold is 1 where the set has none."""
 
@@ -54,11 +45,6 @@ class Line(NamedTuple):
 
 
 Listed = tuple[list[Line], list[str]]  # and the labels in the order of their targets
-
-
-def folder_of(path: str) -> Path:
-    """Give the folder that a profile names: relative paths start from `$FASTER_DATA`, by default `data/` of the kit."""
-    return DATA / Path(path).expanduser()
 
 
 def list_videos(data: Data) -> tuple[list[Indexed], list[str]]:
@@ -107,12 +93,23 @@ def video_files(folder: Path) -> list[Path]:
     found, others = [], []
     for path in _walk(folder):
         suffix = path.suffix.lower()
-        (found if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and is_video(path)) else others).append(
+        (found if suffix in VIDEO_SUFFIXES or (suffix not in OTHER_SUFFIXES and _is_video(path)) else others).append(
             path
         )
     if others:
         log.info("%d files below %s are no videos, such as %s", len(others), folder, others[0])
     return found
+
+
+def _is_video(path: Path) -> bool:
+    """Try whether a file holds moving pictures, which a still image, a text and a song with its cover do not."""
+    try:
+        with av.open(os.fspath(path), metadata_errors="replace") as file:
+            name, stream = file.format.name, file.streams.best("video")
+            is_still = "image2" in name or name == "tty" or name.endswith("_pipe")
+            return not (stream is None or is_still or av.stream.Disposition.attached_pic in stream.disposition)
+    except Exception:  # whatever PyAV raises for what it cannot open
+        return False
 
 
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:

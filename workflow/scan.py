@@ -1,0 +1,124 @@
+"""Reading every listed file whole, in worker processes that may abort or hang without harm."""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import as_completed
+from functools import partial
+from importlib.metadata import version
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from types import ModuleType
+
+from filelock import FileLock
+from pebble import ProcessExpired, ProcessPool
+from tqdm import tqdm
+
+from faster_lib.data.index import as_csv, from_csv, parse_file
+from faster_lib.data.probe import probe_video
+from faster_lib.data.video import DECODER, File, VideoError, find_stat
+from faster_lib.store import naming, write_whole
+from workflow.lists import name_in
+
+SCANNED_BY = f"{DECODER}, av {version('av')}"  # another version may give other verdicts on files
+LIMIT_SECONDS = 60.0  # for the next frame of a file that is scanned
+_ENDS = {  # of a worker, by the machine and not by what is in the file
+    -signal.SIGALRM: "unread: no frame came in time",
+    -signal.SIGKILL: "unread: the system ended its decoder, as it does where memory is short",
+}
+
+
+def scan(
+    paths: Iterable[Path], root: Path, memory: Path, *, workers: int, limit_seconds: float = LIMIT_SECONDS
+) -> dict[Path, File]:
+    """Read files side by side, those that `memory` does not know with their size, time of change, and decoders.
+
+    A row of it is written as soon as it is known, so that an interrupted scan goes on; what the machine failed at is
+    tried again. A file is given up where no frame comes for `limit_seconds`.
+    """
+    with FileLock(f"{memory}.lock"):
+        known, found, todo = _read_memory(memory), {}, {}
+        for path in paths:
+            if (stat := find_stat(path)) is None:
+                found[path] = File(problem="missing: no such file")
+                continue
+            modified_ns, found[path] = known.get(name_in(root, path), (0, File()))
+            if (modified_ns, found[path].bytes) != (stat.st_mtime_ns, stat.st_size):
+                todo[path] = stat
+        if todo:  # the memory whole first, whatever an interruption left at its end
+            write_whole(memory, as_csv(*((name, time, *file, SCANNED_BY) for name, (time, file) in known.items())))
+            sizes = {path: stat.st_size for path, stat in todo.items()}
+            for path, found[path] in _read_files(sizes, workers, limit_seconds):
+                row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
+                if not found[path].problem.startswith("unread"):
+                    with naming(memory), memory.open("ab") as rows:
+                        rows.write(as_csv(row))
+    return found
+
+
+def _read_memory(memory: Path) -> dict[str, tuple[int, File]]:
+    """Give the rows by path; those of other decoders, and half a line as an interruption leaves it, count as none."""
+    content = memory.read_bytes() if memory.is_file() else b""
+    lines = from_csv(content[: content.rfind(b"\n") + 1])
+    return {line[0]: (int(line[1]), parse_file(line[2:-1])) for line in lines if line[-1] == SCANNED_BY}
+
+
+class _Server(ForkServerContext):
+    """Starts workers that do not import the caller's script, which may be no more than calls at its top level."""
+
+    class Process(ForkServerProcess):
+        def start(self) -> None:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = main
+
+
+def _read_files(
+    sizes: dict[Path, int], workers: int, limit_seconds: float, with_decord: bool = True
+) -> Iterator[tuple[Path, File]]:
+    context = _Server()  # decord's open readers would not survive a fork of this process
+    context.set_forkserver_preload([__name__])
+    pool, futures, again = ProcessPool(max_workers=max(workers, 1), context=context, initializer=_hush), {}, {}
+    try:
+        for path, size in sizes.items():
+            futures[pool.schedule(_read_file, args=[path, size, limit_seconds, with_decord])] = path
+        for future in tqdm(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
+            path = futures.pop(future)
+            try:
+                yield path, future.result()
+            except ProcessExpired as error:
+                if with_decord:
+                    again[path] = sizes[path]
+                else:
+                    aborted = f"corrupt: the decoder aborted (exit code {error.exitcode})"
+                    yield path, File(bytes=sizes[path], problem=_ENDS.get(error.exitcode, aborted))
+    finally:
+        pool.stop()
+        pool.join()
+    if again:
+        yield from _read_files(again, workers, limit_seconds, with_decord=False)
+
+
+def _hush() -> None:
+    """Let the decoders of a worker process say nothing of their own: what is wrong with a file stands in its row."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _read_file(path: Path, size: int, limit_seconds: float, with_decord: bool) -> File:
+    """Read one file, in a worker process that ends where no frame comes in time."""
+    found, watch = File(bytes=size), partial(signal.setitimer, signal.ITIMER_REAL, limit_seconds)
+    try:
+        with path.open("rb") as file:
+            found = found._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        watch()
+        return probe_video(path, seen=watch, with_decord=with_decord)._replace(bytes=size, sha256=found.sha256)
+    except VideoError as error:
+        return found._replace(problem=f"corrupt: {str(error).removeprefix(f'{path}: ')}")
+    except (OSError, MemoryError) as error:
+        return found._replace(problem=f"unread: {str(error) or type(error).__name__}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
