@@ -9,7 +9,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from faster_lib.paths import ROOT
+from faster_lib.paths import IS_CLONE, ROOT
 
 _DISTRIBUTIONS = ("torch", "torchvision", "decord2", "av", "numpy")
 
@@ -46,6 +46,8 @@ def now() -> str:
 
 
 def _commit() -> str | None:
+    if not IS_CLONE:
+        return f"faster-kit {version('faster-kit')}"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
