@@ -8,6 +8,4 @@ PARAMS = ROOT / "params"
 WEIGHTS = PARAMS / "weights"
 FIGURES = Path(os.environ.get("FASTER_FIGURES") or ROOT / "figures").expanduser()
 RUNS = Path(os.environ.get("FASTER_RUNS") or ROOT / "runs").expanduser()
-DATA = Path(
-    os.environ.get("FASTER_DATA") or ROOT / "data"
-).expanduser()  # real videos, where a profile gives no absolute path
+DATA = Path(os.environ.get("FASTER_DATA") or ROOT / "data").expanduser()  # real videos, where a profile gives no other
