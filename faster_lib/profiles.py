@@ -20,7 +20,6 @@ Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rules = Iterable[tuple[bool, str]]  # whether each is broken, and the fault to say then
-_STARTS = {"expensive_weights", "cheap_weights"}
 FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
@@ -98,11 +97,11 @@ class Data(Section):
         is_generated, is_folded = self.source == "generated", self.source in FOLDED
         rule = "have none" if is_generated else "need the folder that they are in"
         yield (self.root is None) != is_generated, f"root is {self.root!r}, but {videos} {rule}"
-        yield self.fold is None and is_folded, f"fold is None, but {videos} have three folds; choose 1, 2 or 3"
-        has_none = self.fold is not None and not is_folded and not is_generated
-        yield has_none, f"fold is {self.fold}, but {videos} have no folds; leave it null"
-        has_none = self.annotations is not None and self.source in ("generated", "annotated")
-        yield has_none, f"annotations is {self.annotations!r}, but {videos} have no lists elsewhere"
+        rule = "three folds; choose 1, 2 or 3" if is_folded else "no folds; leave it null"
+        is_wrong = not is_generated and (self.fold is not None) != is_folded
+        yield is_wrong, f"fold is {self.fold}, but {videos} have {rule}"
+        is_wrong = self.annotations is not None and self.source in ("generated", "annotated")
+        yield is_wrong, f"annotations is {self.annotations!r}, but {videos} have no lists elsewhere"
 
 
 class Networks(Section):
@@ -116,7 +115,7 @@ class Networks(Section):
     reduction: Positive
 
     def _rules(self) -> Rules:
-        starts = self.model_dump(include=_STARTS)
+        starts = self.model_dump(include={"expensive_weights", "cheap_weights"})
         fault = f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start"
         yield self.expensive == self.cheap and len({*starts.values()}) > 1, fault
 
@@ -205,9 +204,10 @@ class Profile(Section):
         return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
 
     def _rules(self) -> Rules:
-        data, scene, starts = self.data, self.scene, self.networks.model_dump(include=_STARTS)
+        data, scene = self.data, self.scene
         rule = "a scene section" if scene is None else "no scene (scene: null)"
         yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
+        starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
         fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
         yield self.pretraining is not None and any(starts.values()), fault
         if scene is not None:
@@ -259,10 +259,8 @@ def _read_over_base(name: str, files: dict[str, tuple], where: str, above: tuple
     if name in above:
         raise ProfileError(f"{where}, which leads back to {name!r}")
     if path is None or not path.is_file():
-        lead = f"{where}: " if where else ""
-        raise ProfileError(
-            f"{lead}unknown profile {name!r}; choose one of {', '.join(sorted(files))}, or write {source}"
-        )
+        choice = f"choose one of {', '.join(sorted(files))}, or write {source}"
+        raise ProfileError(f"{where and f'{where}: '}unknown profile {name!r}; {choice}")
     try:
         own = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except yaml.YAMLError as error:
@@ -281,10 +279,8 @@ def _read_over_base(name: str, files: dict[str, tuple], where: str, above: tuple
 
 
 def parse_profile(content: dict[str, Any], *, source: str, origins: dict[tuple, str] | None = None) -> Profile:
-    """Check a profile held as nested dicts.
+    """Check a profile held as nested dicts; `origins` says in which file a (section[, key]) stands, if not in `source`.
 
-    Args:
-        origins: the file that states each (section,) and each (section, key), where that is not `source`.
     Raises: ProfileError naming `source`, all faults, and the file of each that stands in another.
     """
     try:

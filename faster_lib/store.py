@@ -76,11 +76,11 @@ class Entry:
             if not has_hash(self.path / name, sha256):
                 raise ValueError(f"{self.path / name} is damaged or gone; {REMEDY}")
 
-    def read(self, name: str = "weights.safetensors") -> bytes:
-        """Read a file of a result, after a check."""
+    def read(self) -> bytes:
+        """Read the weights, after a check."""
         if self.is_complete:
             self.check()
-        return (self.path / name).read_bytes()
+        return (self.path / "weights.safetensors").read_bytes()
 
     def complete(self, make: Callable[[], dict[str, Any]], while_waiting: Callable[[], Any] = lambda: None) -> None:
         """Have the result made by `make`, which gives its measures, unless it is there and whole.
@@ -118,7 +118,7 @@ class Entry:
         if path.is_file():
             try:
                 known = json.loads(path.read_text(encoding="utf-8"))
-                begun = {"started": known["started"], "starts": known["starts"], "seconds": known["seconds"]}
+                begun = {key: known[key] for key in begun}
                 begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged; the starts before are not counted", path)
@@ -135,15 +135,13 @@ class Entry:
 
     def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
         """Find the weights that the kit ships for this entry and their manifest; ValueError if they do not fit it."""
-        about = read_manifest().get(self.path.name)
-        if about is None:
+        if (about := read_manifest().get(self.path.name)) is None:
             return None
         content = (WEIGHTS / f"{self.path.name}.safetensors").read_bytes()
         if (found := hashlib.sha256(content).hexdigest()) != about["sha256"]:
-            raise ValueError(
-                f"params/weights/{self.path.name}.safetensors has the hash {found[:16]}..., but the manifest says "
-                f"{about['sha256'][:16]}...; fetch the file again, or make it by: make retrain"
-            )
+            hashes = f"has the hash {found[:16]}..., but the manifest says {about['sha256'][:16]}..."
+            remedy = "fetch the file again, or make it by: make retrain"
+            raise ValueError(f"params/weights/{self.path.name}.safetensors {hashes}; {remedy}")
         return content, about
 
 

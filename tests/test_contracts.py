@@ -27,11 +27,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Folders and modules of the library, by floor: a module imports only from its own folder and from floors above it.
 FLOORS = (
     ("models",),
-    ("paths", "paper"),
+    ("paths", "paper", "fast_aggregators"),
     ("profiles", "provenance"),
     ("store", "flops"),
     ("data",),
     ("inference",),
+    ("model_file",),
     ("training",),
     ("report",),
 )

@@ -24,7 +24,7 @@ class Pointwise(nn.Conv3d):
 class Aggregator(nn.Module):
     """Take in a video's clips one after the other: o_0 = x_0, then o_t = f(o_{t-1}, x_t).
 
-    Only the aggregator looks inside a state. `inference.fast_form` computes the same faster.
+    Only the aggregator looks inside a state. `fast_form` in `fast_aggregators` computes the same faster.
 
     Shape: feature (B, C, l, h, w), state or None -> state
     Source: FASTER (AAAI 2020), Eq. 1.

@@ -53,10 +53,8 @@ def check_clip_frames(clip_frames: int) -> None:
     """Raise ValueError unless the clip length L is a positive multiple of 8."""
     check_whole("L", clip_frames)
     if clip_frames % CLIP_FRAMES_MULTIPLE:
-        raise ValueError(
-            f"L is {clip_frames!r}; the frames per clip must be a positive multiple of {CLIP_FRAMES_MULTIPLE}, "
-            "such as 8, 16 or 32, since the networks reduce time by 8"
-        )
+        must = f"a positive multiple of {CLIP_FRAMES_MULTIPLE}, such as 8, 16 or 32, as the networks reduce time by 8"
+        raise ValueError(f"L is {clip_frames!r}; the frames per clip must be {must}")
 
 
 def check_whole(name: str, value: Any, *, least: int = 1) -> None:

@@ -40,10 +40,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         content = load(path)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL [\w.]+|operand \d+", str(error))
-        raise ValueError(
-            f"{path} is refused, and nothing of it was run: beside tensors it holds Python code or objects "
-            f"({asked[0] if asked else 'unknown'}); save the network's state_dict alone, best as .safetensors"
-        ) from None
+        why = f"beside tensors it holds Python code or objects ({asked[0] if asked else 'unknown'})"
+        remedy = "save the network's state_dict alone, best as .safetensors"
+        raise ValueError(f"{path} is refused, and nothing of it was run: {why}; {remedy}") from None
     except Exception as error:  # whatever a file that is no such file makes a reader raise
         raise ValueError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
     return _unwrap(content, path)

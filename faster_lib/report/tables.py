@@ -119,9 +119,8 @@ def _cells_of(row: Row, profile: Profile) -> tuple:
 
 def command(notebook: str, **parameters: Any) -> str:
     """Give the papermill command that runs `notebooks/<notebook>.ipynb` with these parameters."""
-    text = {k: v for k, v in parameters.items() if isinstance(v, str | int | float) and not isinstance(v, bool)}
-    other = {k: v for k, v in parameters.items() if k not in text}
-    plain = "".join(f" -p {name} {value}" for name, value in text.items())
+    other = {k: v for k, v in parameters.items() if isinstance(v, bool) or not isinstance(v, str | int | float)}
+    plain = "".join(f" -p {name} {value}" for name, value in parameters.items() if name not in other)
     yaml = f" -y '{json.dumps(other).replace(chr(34), '')}'" if other else ""
     return f"papermill notebooks/{notebook}.ipynb out.ipynb{plain}{yaml}"
 
@@ -207,14 +206,13 @@ def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[
     """
     if pair.profile.scene is not None:
         return []
-    first, titles = measured[cells[0]][0], {"macro-F1 (%)": "macro_f1"}
+    first, titles, found = measured[cells[0]][0], {"macro-F1 (%)": "macro_f1"}, []
     if first.census.used < first.census.expected:
         titles["video@1 (% of expected)"] = "video1_of_expected"
-    found = [
-        Row(row.quantity.replace("video@1 (%)", title), row.name, measured=values(measured[cell], what))
-        for title, what in titles.items()
-        for row, cell in zip(rows, cells, strict=True)
-    ]
+    for title, what in titles.items():
+        for row, cell in zip(rows, cells, strict=True):
+            quantity = row.quantity.replace("video@1 (%)", title)
+            found.append(Row(quantity, row.name, measured=values(measured[cell], what)))
     found.append(Row("video@1 (%)", "always the commonest class", counted=round(first.commonest, 2)))
     keys = ("expected", "used", "missing", "corrupt")
     return found + [Row("videos", key, counted=getattr(first.census, key)) for key in keys]
