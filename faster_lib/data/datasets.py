@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
-from faster_lib.data.video import File, VideoError, VideoReader
+from faster_lib.data.video import File, VideoError, VideoReader, look_at
 from faster_lib.profiles import Data
 
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
+count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
 _REPLACED = "A worker stopped while some jobs were given to the executor"
@@ -41,7 +42,8 @@ class Video:
 
     def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        return VideoReader(self.path, self.file or probe_once(self.path))
+        about = look_at(self.path)
+        return VideoReader(self.path, self.file or probe_once(self.path, about.st_size, about.st_mtime_ns))
 
 
 @dataclass(frozen=True)
