@@ -34,7 +34,6 @@ from faster_lib.data.datasets import (
     clip_starts,
     generator_for,
     load_ahead,
-    load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import File, encode_h264
@@ -193,7 +192,7 @@ def by_kit(pattern: Pattern, workers: int) -> float:
     draws = EpochDraws(
         number, batch_videos=BATCH_VIDEOS, first=0, iterations=pattern.visits * number // BATCH_VIDEOS, seed=SEED
     )
-    loader = load_batches(clips, draws, workers)
+    loader = load_ahead(clips.load_batch, draws, workers)
     return float(sum(batch.clips.shape[:2].numel() * L for batch in loader))
 
 

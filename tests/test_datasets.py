@@ -16,10 +16,8 @@ from faster_lib.data.datasets import (
     Video,
     VideoClips,
     VideoList,
-    collate,
     generator_for,
     load_ahead,
-    load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import VideoError, encode_h264
@@ -56,8 +54,7 @@ def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index
     draws = [(epoch, index) for epoch in (0, 1, 5) for index in range(len(videos))]
     items = {draw: clips[draw] for draw in draws}
     starts = {}
-    for (epoch, index), (item, target, video, problem) in items.items():
-        assert video == index and not problem
+    for (epoch, index), (item, target) in items.items():
         assert item.shape == (2, 3, 8, 40, 40) and item.dtype == torch.uint8 and target == videos.videos[index].target
         whole = frames_of(videos.videos[index].path)
         starts[epoch, index] = [start_of(clip, whole) for clip in item]
@@ -181,11 +178,13 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         video_clips(pair, make_data())[1]
     clips = random_clips(pair, make_data())
-    batch = collate([clips[0, 1], clips[0, 0]])
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        clips[0, 1]
+    batch = clips.load_batch([(0, 1), (0, 0)])
     ((index, reason),) = batch.skipped
     assert index == 1 and "broken.mp4" in reason
     assert torch.equal(batch.clips, clips[0, 0][0][None]) and batch.targets.tolist() == [0]
-    nothing = collate([clips[0, 1], clips[1, 1]])
+    nothing = clips.load_batch([(0, 1), (1, 1)])
     assert len(nothing.targets) == 0 and len(nothing.skipped) == 2
 
 
@@ -203,7 +202,7 @@ def test_two_workers_load_the_same_as_none(videos, make_data):
 
     def loaded(workers: int) -> list:
         draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
-        batches = load_batches(random, draws, workers)
+        batches = load_ahead(random.load_batch, draws, workers)
         return [batch[:2] for batch in batches] + list(load_ahead(whole.__getitem__, range(len(videos)), workers))
 
     alone, together = loaded(0), loaded(2)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips, VideoList, collate
+from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips, VideoList
 from faster_lib.data.index import Indexed, clips_key_facts, load_videos, read_index, videos_key, write_index
 from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.paths import ROOT
@@ -288,7 +288,7 @@ def test_no_mutated_file_stops_the_scan_or_what_comes_after_it(odd, tmp_path, ma
     videos = as_list(found)
     clips = dict(clip_frames=8, seed=0)
     for i in range(len(videos)):  # what training and evaluation do
-        assert not collate([RandomClips(videos, make_data(), clips_per_video=2, **clips)[0, i]]).skipped
+        assert not RandomClips(videos, make_data(), clips_per_video=2, **clips).load_batch([(0, i)]).skipped
         VideoClips(videos, make_data(), num_clips=3, views=0, **clips)[i]
 
 

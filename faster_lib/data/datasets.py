@@ -109,16 +109,14 @@ def num_clips_covering(video_frames: int, clip_frames: int) -> int:
 
 
 class Item(NamedTuple):
-    """What a data set gives for a video: its clips, or why it cannot be read."""
+    """What a data set gives for a video."""
 
-    clips: torch.Tensor  # uint8, as the data set says; empty where there is a problem
+    clips: torch.Tensor  # uint8, as the data set says
     target: int
-    video: int  # its place in the list
-    problem: str = ""
 
 
 class Batch(NamedTuple):
-    """Some items of `RandomClips`."""
+    """Some items of `RandomClips`; videos that cannot be read are skipped, never replaced."""
 
     clips: torch.Tensor  # (B, clips_per_video, 3, L, crop, crop)
     targets: torch.Tensor  # (B,)
@@ -127,7 +125,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RandomClips(Dataset):
-    """Random clips of a video, asked for as (epoch, place); one that cannot be read gives an item with a problem.
+    """Random clips of a video, asked for as (epoch, place).
 
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
@@ -142,15 +140,24 @@ class RandomClips(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
         video, generator, views = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
-        try:
-            reader = video.open()
-            for _ in range(self.clips_per_video):
-                (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
-                indices = clip_frame_indices(start, self.clip_frames, len(reader))
-                views.append((indices, draw_cut(reader.size_px, self.data, generator)))
-            return Item(read_views(reader, views).movedim(-1, 1), video.target, draw[1])
-        except VideoError as error:
-            return Item(torch.empty(0), video.target, draw[1], str(error))
+        reader = video.open()
+        for _ in range(self.clips_per_video):
+            (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
+            indices = clip_frame_indices(start, self.clip_frames, len(reader))
+            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        return Item(read_views(reader, views).movedim(-1, 1), video.target)
+
+    def load_batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
+        """Make a batch, pinned for a GPU, of those draws that can be read, which may be none."""
+        items, skipped = [], []
+        for draw in draws:
+            try:
+                items.append(self[draw])
+            except VideoError as error:
+                skipped.append((draw[1], str(error)))
+        clips = stack_clips([item.clips for item in items]) if items else torch.empty(0)
+        clips = clips.pin_memory() if torch.cuda.is_available() else clips
+        return Batch(clips, torch.tensor([item.target for item in items], dtype=torch.int64), skipped)
 
 
 def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) -> torch.Tensor:
@@ -174,15 +181,6 @@ def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) 
 def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack clips (..., 3, L, H, W); the colours are last in memory, as in decoded frames and the networks' input."""
     return torch.stack([clip.movedim(-4, -1) for clip in clips]).movedim(-1, -4)
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """Make a batch, pinned for a GPU, of those items that could be read, which may be none."""
-    there = [item for item in items if not item.problem]
-    clips = stack_clips([item.clips for item in there]) if there else torch.empty(0)
-    clips = clips.pin_memory() if torch.cuda.is_available() else clips
-    targets = torch.tensor([item.target for item in there], dtype=torch.int64)
-    return Batch(clips, targets, [(item.video, item.problem) for item in items if item.problem])
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ class VideoClips(Dataset):
             indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
             views.append((indices, draw_cut(reader.size_px, self.data, generator)))
         clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
-        return Item(clips.movedim(-1, 2), video.target, index)
+        return Item(clips.movedim(-1, 2), video.target)
 
 
 def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -263,14 +261,6 @@ def _use_one_core() -> None:
     """Let PyTorch split nothing that this thread does; torch.set_num_threads would hold for all threads."""
     torch.get_num_threads()  # sets what a new thread starts with
     threadpool_limits(1, user_api="openmp")
-
-
-def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads."""
-    return load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, workers)
-
-
-count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 
 
 def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:
