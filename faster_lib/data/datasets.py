@@ -183,31 +183,26 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([clip.movedim(-4, -1) for clip in clips]).movedim(-1, -4)
 
 
-@dataclass(frozen=True)
-class EpochDraws:
-    """Endless shuffled epochs as batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
+def draw_epochs(
+    num_videos: int,
+    *,
+    batch_videos: int,
+    first: int,
+    iterations: int,
+    seed: int,
+    mine: Sequence[int] = (0,),
+    parts: int = 1,
+) -> Iterator[list[tuple[int, int]]]:
+    """Shuffle endless epochs into batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
 
-    num_videos: int
-    _: KW_ONLY
-    batch_videos: int
-    first: int
-    iterations: int
-    seed: int
-    mine: Sequence[int] = (0,)
-    parts: int = 1
+    @lru_cache(1)
+    def order(epoch: int) -> list[int]:
+        return torch.randperm(num_videos, generator=generator_for(seed, epoch)).tolist()
 
-    def __len__(self) -> int:
-        return (self.iterations - self.first) * len(self.mine)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        @lru_cache(1)
-        def order(epoch: int) -> list[int]:
-            return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
-
-        for iteration in range(self.first, self.iterations):
-            positions = range(iteration * self.batch_videos, (iteration + 1) * self.batch_videos)
-            batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, self.num_videos) for p in positions)]
-            yield from (batch[part :: self.parts] for part in self.mine)
+    for iteration in range(first, iterations):
+        positions = range(iteration * batch_videos, (iteration + 1) * batch_videos)
+        batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, num_videos) for p in positions)]
+        yield from (batch[part::parts] for part in mine)
 
 
 @dataclass(frozen=True, eq=False)
