@@ -25,16 +25,15 @@ from side_by_side import KIT, Peer, Speed, contend, write_table
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data.datasets import (
-    EpochDraws,
     RandomClips,
     Video,
     VideoClips,
     VideoList,
     clip_frame_indices,
     clip_starts,
+    draw_epochs,
     generator_for,
     load_ahead,
-    load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import File, encode_h264
@@ -64,7 +63,7 @@ class Pattern(NamedTuple):
 
     def draws(self, share: int = 1) -> list[tuple[int, int]]:
         """Give the visits as (epoch, video), or the first of them where only a share is read."""
-        sampler = EpochDraws(
+        sampler = draw_epochs(
             len(self.videos), batch_videos=len(self.videos), first=0, iterations=max(self.visits // share, 1), seed=SEED
         )
         return [draw for batch in sampler for draw in batch]
@@ -190,10 +189,10 @@ def by_kit(pattern: Pattern, workers: int) -> float:
         return float(sum(item.clips.shape[:2].numel() * L for item in loaded))
     clips = RandomClips(pattern.videos, DATA, clip_frames=L, clips_per_video=1, seed=SEED)
     number = len(pattern.videos)
-    draws = EpochDraws(
+    draws = draw_epochs(
         number, batch_videos=BATCH_VIDEOS, first=0, iterations=pattern.visits * number // BATCH_VIDEOS, seed=SEED
     )
-    loader = load_batches(clips, draws, workers)
+    loader = load_ahead(clips.load_batch, draws, workers)
     return float(sum(batch.clips.shape[:2].numel() * L for batch in loader))
 
 

@@ -26,7 +26,7 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.data.datasets import EpochDraws, RandomClips, count_cores, load_batches
+from faster_lib.data.datasets import RandomClips, count_cores, draw_epochs, load_ahead
 from faster_lib.data.index import load_videos
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.inference import fast_form
@@ -200,8 +200,8 @@ def waiting(folder: Path, name: str, clip_frames: int, batch: int, steps: int) -
     The first batch, for which everything waits, does not count.
     """
     clips = RandomClips(write_files(folder), DATA, clip_frames=clip_frames, clips_per_video=1, seed=0)
-    draws = EpochDraws(len(clips.videos), batch_videos=batch, first=0, iterations=steps + 1, seed=0)
-    batches = load_batches(clips, draws, 1)
+    draws = draw_epochs(len(clips.videos), batch_videos=batch, first=0, iterations=steps + 1, seed=0)
+    batches = load_ahead(clips.load_batch, draws, 1)
     network = build_backbone(name, 400).train().to(memory_format=torch.channels_last_3d)
     next(batches)
     waited, start = 0.0, time.perf_counter()

@@ -11,15 +11,13 @@ from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import datasets as sampling
 from faster_lib.data.datasets import (
-    EpochDraws,
     RandomClips,
     Video,
     VideoClips,
     VideoList,
-    collate,
+    draw_epochs,
     generator_for,
     load_ahead,
-    load_batches,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import VideoError, encode_h264
@@ -56,8 +54,7 @@ def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index
     draws = [(epoch, index) for epoch in (0, 1, 5) for index in range(len(videos))]
     items = {draw: clips[draw] for draw in draws}
     starts = {}
-    for (epoch, index), (item, target, video, problem) in items.items():
-        assert video == index and not problem
+    for (epoch, index), (item, target) in items.items():
         assert item.shape == (2, 3, 8, 40, 40) and item.dtype == torch.uint8 and target == videos.videos[index].target
         whole = frames_of(videos.videos[index].path)
         starts[epoch, index] = [start_of(clip, whole) for clip in item]
@@ -71,12 +68,12 @@ def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index
 def test_every_epoch_visits_every_video_once_and_resuming_yields_exactly_the_tail(num_videos, batch, iterations, data):
     first = data.draw(st.integers(0, iterations))
 
-    def draws(first: int, seed: int = 4) -> EpochDraws:
-        return EpochDraws(num_videos, batch_videos=batch, first=first, iterations=iterations, seed=seed)
+    def draws(first: int, seed: int = 4):
+        return draw_epochs(num_videos, batch_videos=batch, first=first, iterations=iterations, seed=seed)
 
     batches = list(draws(0))
-    assert len(batches) == len(draws(0)) == iterations and {len(b) for b in batches} <= {batch}
-    assert list(draws(first)) == batches[first:] and len(draws(first)) == iterations - first
+    assert len(batches) == iterations and {len(b) for b in batches} <= {batch}
+    assert list(draws(first)) == batches[first:]
     flat = [draw for b in batches for draw in b]
     for epoch in range(len(flat) // num_videos + 1):
         visits = flat[epoch * num_videos : (epoch + 1) * num_videos]
@@ -181,11 +178,13 @@ def test_a_video_shorter_than_a_clip_is_looped_and_an_unreadable_one_is_named_no
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         video_clips(pair, make_data())[1]
     clips = random_clips(pair, make_data())
-    batch = collate([clips[0, 1], clips[0, 0]])
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        clips[0, 1]
+    batch = clips.load_batch([(0, 1), (0, 0)])
     ((index, reason),) = batch.skipped
     assert index == 1 and "broken.mp4" in reason
     assert torch.equal(batch.clips, clips[0, 0][0][None]) and batch.targets.tolist() == [0]
-    nothing = collate([clips[0, 1], clips[1, 1]])
+    nothing = clips.load_batch([(0, 1), (1, 1)])
     assert len(nothing.targets) == 0 and len(nothing.skipped) == 2
 
 
@@ -202,8 +201,8 @@ def test_two_workers_load_the_same_as_none(videos, make_data):
     random, whole = random_clips(videos, data), video_clips(videos, data, views=2)
 
     def loaded(workers: int) -> list:
-        draws = EpochDraws(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
-        batches = load_batches(random, draws, workers)
+        draws = draw_epochs(len(videos), batch_videos=4, first=1, iterations=5, seed=2)
+        batches = load_ahead(random.load_batch, draws, workers)
         return [batch[:2] for batch in batches] + list(load_ahead(whole.__getitem__, range(len(videos)), workers))
 
     alone, together = loaded(0), loaded(2)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips, VideoList, collate
+from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips, VideoList
 from faster_lib.data.index import Indexed, clips_key_facts, load_videos, read_index, videos_key, write_index
 from faster_lib.data.video import File, VideoError, VideoReader
 from faster_lib.paths import ROOT
@@ -217,6 +217,37 @@ def test_large_frames_are_cut_a_few_at_a_time_with_the_same_result(odd, files, m
     assert max(asked) == 3
 
 
+def test_the_packets_of_a_file_are_gone_through_once_in_a_process_and_again_once_it_changes(
+    odd, files, tmp_path, monkeypatch
+):
+    path, opened, open_file = tmp_path / "any.mp4", [], av.open
+    path.write_bytes((odd / "10bit.mp4").read_bytes())
+    video, demuxed = Video(path, 0, files[odd / "10bit.mp4"]), []
+
+    class Watched:
+        def __init__(self, *arguments, **options):
+            self.file = open_file(*arguments, **options)
+            opened.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            demuxed.extend([path] * (name == "demux"))
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(av, "open", Watched)
+    readers = [video.open() for _ in range(3)]  # a reader goes through packets of its own only when it reads
+    assert (len(opened), len(demuxed)) == (1 + 3, 1)
+    assert torch.equal(readers[0].read([30, 5]), readers[2].read([30, 5])) and len(demuxed) > 1
+    demuxed.clear()
+    os.utime(path)
+    assert len(video.open()) == len(video.open()) == 40 and len(demuxed) == 1
+
+
 MUTATIONS = 28
 
 
@@ -257,7 +288,7 @@ def test_no_mutated_file_stops_the_scan_or_what_comes_after_it(odd, tmp_path, ma
     videos = as_list(found)
     clips = dict(clip_frames=8, seed=0)
     for i in range(len(videos)):  # what training and evaluation do
-        assert not collate([RandomClips(videos, make_data(), clips_per_video=2, **clips)[0, i]]).skipped
+        assert not RandomClips(videos, make_data(), clips_per_video=2, **clips).load_batch([(0, i)]).skipped
         VideoClips(videos, make_data(), num_clips=3, views=0, **clips)[i]
 
 

@@ -15,7 +15,7 @@ from workflow import scan
 
 WORK = {  # what makes or reads a result, where it is called
     safetensors.torch: ("load", "load_file", "save", "save_file"),
-    stage1: ("load", "load_videos", "build_backbone", "run_training", "load_batches"),
+    stage1: ("load", "load_videos", "build_backbone", "run_training", "load_ahead"),
     features: ("load_videos", "load_ahead", "extract_features", "compute_features"),
     stage2: ("build_aggregator", "run_training"),
     evaluation: ("load", "build_faster", "train_aggregator", "evaluate"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from faster_lib.data.datasets import Census, EpochDraws, Video, VideoList
+from faster_lib.data.datasets import Census, Video, VideoList, draw_epochs
 from faster_lib.data.synthetic import CLASSES, plan_videos, write_planned
 from faster_lib.data.video import File
 from faster_lib.paths import WEIGHTS
@@ -60,7 +60,7 @@ def first_videos(tmp_path_factory):
         )
         videos = [Video(folder / each.name, labels.index(each.label), file) for each in plan]
         largest = max(stage1.count_batch_videos(settings, L) for each, _, L in TRIED if each.name == name)
-        draws = EpochDraws(len(plan), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead
+        draws = draw_epochs(len(plan), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead
         needed = sorted({number for batch in draws for _, number in batch})
         write_planned([plan[n] for n in needed], folder, profile.scene, workers=profile.loading.workers)
         return VideoList(tuple(videos), tuple(labels), Census(len(plan), len(plan), missing=0, corrupt=0))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from faster_lib.data.index import as_csv, from_csv, parse_file
 from faster_lib.data.probe import probe_video
-from faster_lib.data.video import DECODER, File, VideoError, find_stat
+from faster_lib.data.video import DECODER, File, VideoError, look_at
 from faster_lib.store import naming, write_whole
 from workflow.lists import name_in
 
@@ -41,7 +41,9 @@ def scan(
     with FileLock(f"{memory}.lock"):
         known, found, todo = _read_memory(memory), {}, {}
         for path in paths:
-            if (stat := find_stat(path)) is None:
+            try:
+                stat = look_at(path)
+            except VideoError:
                 found[path] = File(problem="missing: no such file")
                 continue
             modified_ns, found[path] = known.get(name_in(root, path), (0, File()))

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
-from faster_lib.data.video import File, VideoError, VideoReader
+from faster_lib.data.video import File, VideoError, VideoReader, look_at
 from faster_lib.profiles import Data
 
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
+count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 _AHEAD = 2  # items a worker, as PyTorch's loader has it
 # joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
 _REPLACED = "A worker stopped while some jobs were given to the executor"
@@ -41,7 +42,8 @@ class Video:
 
     def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        return VideoReader(self.path, self.file or probe_once(self.path))
+        about = look_at(self.path)
+        return VideoReader(self.path, self.file or probe_once(self.path, about.st_size, about.st_mtime_ns))
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,14 @@ def num_clips_covering(video_frames: int, clip_frames: int) -> int:
 
 
 class Item(NamedTuple):
-    """What a data set gives for a video: its clips, or why it cannot be read."""
+    """What a data set gives for a video."""
 
-    clips: torch.Tensor  # uint8, as the data set says; empty where there is a problem
+    clips: torch.Tensor  # uint8, as the data set says
     target: int
-    video: int  # its place in the list
-    problem: str = ""
 
 
 class Batch(NamedTuple):
-    """Some items of `RandomClips`."""
+    """Some items of `RandomClips`; videos that cannot be read are skipped, never replaced."""
 
     clips: torch.Tensor  # (B, clips_per_video, 3, L, crop, crop)
     targets: torch.Tensor  # (B,)
@@ -125,7 +125,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RandomClips(Dataset):
-    """Random clips of a video, asked for as (epoch, place); one that cannot be read gives an item with a problem.
+    """Random clips of a video, asked for as (epoch, place).
 
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
@@ -140,15 +140,24 @@ class RandomClips(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
         video, generator, views = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
-        try:
-            reader = video.open()
-            for _ in range(self.clips_per_video):
-                (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
-                indices = clip_frame_indices(start, self.clip_frames, len(reader))
-                views.append((indices, draw_cut(reader.size_px, self.data, generator)))
-            return Item(read_views(reader, views).movedim(-1, 1), video.target, draw[1])
-        except VideoError as error:
-            return Item(torch.empty(0), video.target, draw[1], str(error))
+        reader = video.open()
+        for _ in range(self.clips_per_video):
+            (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
+            indices = clip_frame_indices(start, self.clip_frames, len(reader))
+            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        return Item(read_views(reader, views).movedim(-1, 1), video.target)
+
+    def load_batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
+        """Make a batch, pinned for a GPU, of those draws that can be read, which may be none."""
+        items, skipped = [], []
+        for draw in draws:
+            try:
+                items.append(self[draw])
+            except VideoError as error:
+                skipped.append((draw[1], str(error)))
+        clips = stack_clips([item.clips for item in items]) if items else torch.empty(0)
+        clips = clips.pin_memory() if torch.cuda.is_available() else clips
+        return Batch(clips, torch.tensor([item.target for item in items], dtype=torch.int64), skipped)
 
 
 def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) -> torch.Tensor:
@@ -174,40 +183,26 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([clip.movedim(-4, -1) for clip in clips]).movedim(-1, -4)
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Make a batch, pinned for a GPU, of those items that could be read, which may be none."""
-    there = [item for item in items if not item.problem]
-    clips = stack_clips([item.clips for item in there]) if there else torch.empty(0)
-    clips = clips.pin_memory() if torch.cuda.is_available() else clips
-    targets = torch.tensor([item.target for item in there], dtype=torch.int64)
-    return Batch(clips, targets, [(item.video, item.problem) for item in items if item.problem])
+def draw_epochs(
+    num_videos: int,
+    *,
+    batch_videos: int,
+    first: int,
+    iterations: int,
+    seed: int,
+    mine: Sequence[int] = (0,),
+    parts: int = 1,
+) -> Iterator[list[tuple[int, int]]]:
+    """Shuffle endless epochs into batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
 
+    @lru_cache(1)
+    def order(epoch: int) -> list[int]:
+        return torch.randperm(num_videos, generator=generator_for(seed, epoch)).tolist()
 
-@dataclass(frozen=True)
-class EpochDraws:
-    """Endless shuffled epochs as batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
-
-    num_videos: int
-    _: KW_ONLY
-    batch_videos: int
-    first: int
-    iterations: int
-    seed: int
-    mine: Sequence[int] = (0,)
-    parts: int = 1
-
-    def __len__(self) -> int:
-        return (self.iterations - self.first) * len(self.mine)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        @lru_cache(1)
-        def order(epoch: int) -> list[int]:
-            return torch.randperm(self.num_videos, generator=generator_for(self.seed, epoch)).tolist()
-
-        for iteration in range(self.first, self.iterations):
-            positions = range(iteration * self.batch_videos, (iteration + 1) * self.batch_videos)
-            batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, self.num_videos) for p in positions)]
-            yield from (batch[part :: self.parts] for part in self.mine)
+    for iteration in range(first, iterations):
+        positions = range(iteration * batch_videos, (iteration + 1) * batch_videos)
+        batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, num_videos) for p in positions)]
+        yield from (batch[part::parts] for part in mine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +232,7 @@ class VideoClips(Dataset):
             indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
             views.append((indices, draw_cut(reader.size_px, self.data, generator)))
         clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
-        return Item(clips.movedim(-1, 2), video.target, index)
+        return Item(clips.movedim(-1, 2), video.target)
 
 
 def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -261,14 +256,6 @@ def _use_one_core() -> None:
     """Let PyTorch split nothing that this thread does; torch.set_num_threads would hold for all threads."""
     torch.get_num_threads()  # sets what a new thread starts with
     threadpool_limits(1, user_api="openmp")
-
-
-def load_batches(clips: RandomClips, draws: Iterable[Sequence[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    """Load batches of random clips, each drawn as (epoch, place) pairs, ahead in so many threads."""
-    return load_ahead(lambda drawn: collate([clips[draw] for draw in drawn]), draws, workers)
-
-
-count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
 
 
 def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:

@@ -6,18 +6,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from faster_lib.data.video import File, PyAVDecoder, VideoError, VideoReader, check_there, first_line
+from faster_lib.data.video import File, PyAVDecoder, VideoError, VideoReader, first_line
 
 _LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
 
 
-def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
+def probe_video(path: Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
     """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
 
     Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
     Raises: VideoError if no frame can be decoded, or more than a tenth of what should be there is not.
     """
-    path, times, sums = Path(path), [], []
+    times, sums = [], []
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); generate or download it again")
     try:
@@ -41,14 +41,9 @@ def probe_video(path: str | Path, *, seen: Callable[[], Any] = lambda: None, wit
     return file
 
 
-def probe_once(path: Path) -> File:
-    """Probe a file without an index, once in this process as long as it stays the same; raises as `probe_video`."""
-    stat = check_there(path)
-    return _probe(path, stat.st_size, stat.st_mtime_ns)
-
-
 @lru_cache(1024)
-def _probe(path: Path, *_as_long_as: int) -> File:
+def probe_once(path: Path, *_as_long_as: int) -> File:
+    """Probe a file without an index, once in this process as long as its size and time of change stay the same."""
     return probe_video(path)
 
 

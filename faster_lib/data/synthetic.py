@@ -1,14 +1,13 @@
 """Generated videos on which the paper's question has an answer: who moves how, and where.
 
-A video's class is a pair (motion, context). The evidence for either is spread over the whole video:
+A video's class is a pair (motion, context), and nothing else tells it:
 
 - *Motion* is the direction in which the actors move. In a share of the videos they show only as random flicker, which
   a linear temporal filter, such as the first layer of R2D-26, cannot follow, and a network that rectifies first can. So
   the expensive network is better at motion *by construction*; the kit says so wherever it reports that.
 - *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
 
-Neighbouring clips are redundant: shots last for dozens of frames. Each video draws how strong its tint is and how long
-its action; some are hardly legible to anybody. Labels are balanced, and nothing else tells them.
+Each video draws how strong its tint is and how long its action; some are hardly legible to anybody.
 """
 
 import itertools
@@ -78,7 +77,9 @@ def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarr
         frames = video[first:last]
         frames[:] = _background(len(frames), scene, rng)[..., None]
         if rng.random() < scene.distractor_share:
-            _draw_distractor(frames, scene, rng)
+            tint = np.asarray(list(CONTEXTS.values())[rng.integers(len(CONTEXTS))], dtype=np.float32)
+            disc = _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)
+            frames += disc[..., None] * 40 * tint  # still, in front of the background
         _draw_actors(frames, MOTIONS[motion], does_flicker, action_share, scene, rng)
     first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
     video[first:last] += context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
@@ -108,13 +109,6 @@ def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.n
         wave *= rng.uniform(4, 12)
         image += wave
     return image
-
-
-def _draw_distractor(frames: np.ndarray, scene: Scene, rng: np.random.Generator) -> None:
-    """Put a still, tinted disc in front of the background."""
-    tint = np.asarray(list(CONTEXTS.values())[rng.integers(len(CONTEXTS))], dtype=np.float32)
-    disc = _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)
-    frames += disc[..., None] * 40 * tint
 
 
 def _draw_actors(

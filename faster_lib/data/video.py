@@ -10,6 +10,7 @@ import re
 import time
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -46,35 +47,28 @@ class File(NamedTuple):
     problem: str = ""  # empty, or "missing: ...", "corrupt: ...", or "unread: ..." where the machine failed
 
 
-def find_stat(path: Path) -> os.stat_result | None:
-    """Look at a file; None where it does not exist. After another error it is tried again, at last the error raised."""
+def look_at(path: Path) -> os.stat_result:
+    """Give the state of a video file, after some more tries where a disk fails; raises VideoError if there is none."""
     for wait in (*_WAITS_SECONDS, None):
         try:
             return path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            fault = "no such video file; check the annotation file and the folder it is relative to"
+            raise VideoError(f"{path}: {fault}") from error
         except OSError:
             if wait is None:
                 raise
             time.sleep(wait)
 
 
-def check_there(path: Path) -> os.stat_result:
-    """Look at a video file; raises VideoError if it does not exist."""
-    if (stat := find_stat(path)) is None:
-        raise VideoError(f"{path}: no such video file; check the annotation file and the folder it is relative to")
-    return stat
-
-
 class VideoReader:
     """One open video, read as its index, or probing the whole file, says.
 
-    Raises: VideoError if the file is missing, empty, not to be opened, or not as long as its index says.
+    Raises: VideoError if the file is empty, not to be opened, or not as long as its index says.
     """
 
-    def __init__(self, path: str | Path, file: File):
-        self.path = path = Path(path)
-        check_there(path)
+    def __init__(self, path: Path, file: File):
+        self.path = path
         self.size_px = height, width = file.height_px, file.width_px
         self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
         try:
@@ -111,16 +105,12 @@ class PyAVDecoder:
     """Frames by PyAV: on from the last one read, or from a key frame found by its time, or from the first one again."""
 
     def __init__(self, path: Path, length: int = 0, is_exact: bool = False):
-        self.path, self.length, self.key_frames, self.times = path, length, [], None
+        self.path, self.length, self.times, self.key_frames = path, length, {}, []
         self.packets, self.undecodable, self.end, self.sizes = 0, 0, 0, {}
-        self._begin()
         if is_exact:
-            packets = [p for p in self.file.demux(self.stream) if p.size and not p.is_discard]
-            times = [p.dts if p.pts is None else p.pts for p in packets]
-            self.times = {moment: i for i, moment in enumerate(sorted(times))}
-            keys = sorted(self.times[moment] for moment, p in zip(times, packets, strict=True) if p.is_keyframe)
-            self.length, self.key_frames = len(packets), keys
-            self._begin()
+            about = path.stat()
+            self.length, self.times, self.key_frames = _number_packets(path, about.st_size, about.st_mtime_ns)
+        self._begin()
 
     def _begin(self) -> None:
         self.file = av.open(os.fspath(self.path), metadata_errors="replace")
@@ -172,6 +162,17 @@ class PyAVDecoder:
             picture, signs = (picture, (d, a)) if a else (picture.swapaxes(0, 1), (b, c))
             picture = picture[:: np.sign(signs[0]) or 1, :: np.sign(signs[1]) or 1]
         return np.ascontiguousarray(picture)
+
+
+@lru_cache(4096)  # about 20 kB for 300 frames
+def _number_packets(path: Path, *_as_long_as: int) -> tuple[int, dict[int, int], list[int]]:
+    """Go through all packets: how many frames there are, the number of each by its time, and those of key frames."""
+    with av.open(os.fspath(path), metadata_errors="replace") as file:
+        packets = [p for p in file.demux(file.streams.best("video")) if p.size and not p.is_discard]
+        times = [p.dts if p.pts is None else p.pts for p in packets]
+        numbers = {moment: i for i, moment in enumerate(sorted(times))}
+        key_frames = sorted(numbers[moment] for moment, p in zip(times, packets, strict=True) if p.is_keyframe)
+        return len(packets), numbers, key_frames
 
 
 def read_stream(source: str | Path) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from faster_lib.data.datasets import Batch, EpochDraws, RandomClips, VideoList, count_cores, load_batches
+from faster_lib.data.datasets import Batch, RandomClips, VideoList, count_cores, draw_epochs, load_ahead
 from faster_lib.data.index import clips_key_facts, folder_of, load_videos, videos_key
 from faster_lib.data.video import VideoError
 from faster_lib.inference import keep_freed_memory
@@ -196,7 +196,8 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
 
     def load_from(first: int, mine: Sequence[int], parts: int) -> Iterator[Batch]:
         form = {"batch_videos": batch_videos, "first": first, "iterations": settings.iterations, "seed": settings.seed}
-        return load_batches(clips, EpochDraws(len(videos), **form, mine=mine, parts=parts), profile.loading.workers)
+        draws = draw_epochs(len(videos), **form, mine=mine, parts=parts)
+        return load_ahead(clips.load_batch, draws, profile.loading.workers)
 
     task = Task(
         folder=trained.entry.path,
