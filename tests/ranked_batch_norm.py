@@ -24,7 +24,7 @@ class RankedBatchNorm3d(nn.BatchNorm3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        dims = (0, 2, 3, 4)
+        x, dims = x.float(), (0, 2, 3, 4)  # as PyTorch's, where activations are bfloat16
         count = x.new_full((1,), x.numel() // x.shape[1])
         count, total = _SumOfRanks.apply(torch.cat([count, x.sum(dims)])).split([1, x.shape[1]])
         mean = total / count

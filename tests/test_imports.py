@@ -96,7 +96,7 @@ def test_the_models_run_where_torch_is_alone_and_import_nothing_else_of_the_libr
     unknown, missing, imported = run(BLOCK + TORCH_ALONE, str(tmp_path / "weights.pth"))
     assert unknown.startswith("unknown network 'r2d_27'; choose one of r2d_26")
     assert missing == "No module named 'torchvision'"
-    assert imported == "['faster_lib', 'faster_lib.inference']"
+    assert imported == "['faster_lib', 'faster_lib.fast_aggregators', 'faster_lib.inference']"
 
 
 def test_importing_every_module_changes_no_environment_variable_no_filter_and_no_level():

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -111,6 +112,42 @@ def test_ranks_share_jobs_out_over_file_locks_and_say_whom_they_wait_for(tmp_pat
     made_by = [Entry("odd", "kind", str(part), {}, tmp_path).record["measures"]["rank"] for part in range(6)]
     assert made_by[0::2] == [0, 0, 0] and made_by[1] == 1
     assert re.search(r"waiting for process \d+ on ", main.said), main.said
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from faster_lib.store import Entry
+from faster_lib.training import ranks
+
+folder, ranks.PATIENCE = Path(sys.argv[1]), ranks.timedelta(seconds=5)
+if ranks.find_ranks().process_index == 1:
+    (folder / "stopped").write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+try:
+    ranks.complete_together(Entry("odd", "kind", "label", {}, folder), lambda: {})
+except RuntimeError:
+    (folder / "ended").touch()
+    raise
+"""
+
+
+def test_a_rank_that_stands_still_ends_the_others_after_the_networks_patience(tmp_path):
+    ended_by_itself = []
+
+    def watch() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (tmp_path / "ended").exists():
+            time.sleep(0.2)
+        ended_by_itself.append((tmp_path / "ended").exists())
+        os.kill(int((tmp_path / "stopped").read_text()), signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    main, _ = launch(STOPPED, tmp_path)
+    watcher.join()
+    assert ended_by_itself == [True] and main.returncode == 1, main.said
+    assert not list(tmp_path.rglob("*.json"))
 
 
 DEAF = """

@@ -82,7 +82,7 @@ def test_saved_files_hold_the_table_its_origin_and_the_same_bytes_each_time(tmp_
     for suffix in ("png", "svg", "csv"):
         first, second = ((tmp_path / name / f"stem.{suffix}").read_bytes() for name in "ab")
         assert first == second, suffix
-    frame, about = report.load("stem", folder=tmp_path / "a")
+    frame, about = report.read_table("stem", folder=tmp_path / "a")
     assert about | {"profile": "tiny", "seeds": [0, 1, 2], "seconds": 12, "command": "papermill a.ipynb"} == about
     assert {"device", "versions", "commit", "caption"} <= set(about)
     assert frame.loc[("video@1 (%)", "1:3"), "measured"] == 51.0

@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from faster_lib.paths import FIGURES
-from faster_lib.report.tables import load
+from faster_lib.report.tables import read_table
 
 
 def write_claims(folder: Path) -> str:
     """Join the tables `*_claims.csv` of a folder, notebook by notebook and L by L, and name the command of each."""
     paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
-    tables = [(path.stem[:2], *load(path.stem, folder=folder)) for path in paths]
+    tables = [(path.stem[:2], *read_table(path.stem, folder=folder)) for path in paths]
     parts = [frame.reset_index().assign(notebook=number) for number, frame, _ in tables]
     lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
     for claim in pd.concat(parts).itertuples():

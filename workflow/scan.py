@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from functools import partial
@@ -50,21 +51,27 @@ def scan(
             if (modified_ns, found[path].bytes) != (stat.st_mtime_ns, stat.st_size):
                 todo[path] = stat
         if todo:  # the memory whole first, whatever an interruption left at its end
-            write_whole(memory, as_csv(*((name, time, *file, SCANNED_BY) for name, (time, file) in known.items())))
+            write_whole(memory, b"".join(_row(name, time, file) for name, (time, file) in known.items()))
             sizes = {path: stat.st_size for path, stat in todo.items()}
             for path, found[path] in _read_files(sizes, workers, limit_seconds):
-                row = (name_in(root, path), todo[path].st_mtime_ns, *found[path], SCANNED_BY)
                 if not found[path].problem.startswith("unread"):
                     with naming(memory), memory.open("ab") as rows:
-                        rows.write(as_csv(row))
+                        rows.write(_row(name_in(root, path), todo[path].st_mtime_ns, found[path]))
     return found
 
 
+def _row(name: str, modified_ns: int, file: File) -> bytes:
+    """Write a row of the memory, which ends in a checksum of what stands before."""
+    row = (name, modified_ns, *file, SCANNED_BY)
+    return as_csv((*row, zlib.crc32(as_csv(row))))
+
+
 def _read_memory(memory: Path) -> dict[str, tuple[int, File]]:
-    """Give the rows by path; those of other decoders, and half a line as an interruption leaves it, count as none."""
+    """Give the rows by path; those of other decoders, damaged ones, and half a line at the end count as none."""
     content = memory.read_bytes() if memory.is_file() else b""
     lines = from_csv(content[: content.rfind(b"\n") + 1])
-    return {line[0]: (int(line[1]), parse_file(line[2:-1])) for line in lines if line[-1] == SCANNED_BY}
+    whole = [line[:-1] for line in lines if line and line[-1] == str(zlib.crc32(as_csv(line[:-1])))]
+    return {name: (int(time), parse_file(about)) for name, time, *about, by in whole if by == SCANNED_BY}
 
 
 class _Server(ForkServerContext):

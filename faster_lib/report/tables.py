@@ -140,7 +140,7 @@ def save(
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
 
 
-def load(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read_table(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a table, its first two columns as its index, and where it comes from, out of `<stem>.csv`."""
     path = folder / f"{stem}.csv"
     with path.open(encoding="utf-8") as file:

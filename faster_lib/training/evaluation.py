@@ -1,48 +1,34 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
 import copy
-import csv
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
-from faster_lib.data.datasets import Census, run_all
-from faster_lib.data.index import load_videos, videos_key
+from faster_lib.data.datasets import run_all
+from faster_lib.data.index import load_videos
 from faster_lib.flops import video_gmacs
 from faster_lib.model_file import About, save_model
 from faster_lib.models.faster import Faster, Schedule
-from faster_lib.paths import RESULTS
 from faster_lib.provenance import circumstances
-from faster_lib.store import Entry, write_whole
+from faster_lib.store import write_whole
 from faster_lib.training.features import FeaturePair, Features, Request
-from faster_lib.training.loop import remove_checkpoints, training_facts
+from faster_lib.training.loop import remove_checkpoints
 from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
+from faster_lib.training.results import (
+    PRETRAINING_SPLIT,
+    Cell,
+    Measured,
+    aggregator_entry,
+    learns,
+    read_measured,
+    shipped_results,
+)
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
-
-RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
-PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
-Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100."""
-
-    video1: float  # share of the videos whose class has the highest score, or
-    video5: float  # is among the five highest
-    video1_of_expected: float  # `video1` if every listed video that cannot be read counts as wrong
-    macro_f1: float  # mean F1 of the classes that the videos have
-    commonest: float  # what `video1` would be if the commonest class were always said
-    correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
-    census: Census  # how many videos were expected, used, missing and corrupt
-    train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
-    seconds: float = 0.0  # of all starts together
-    made: str = ""  # by which commit, on what and when, of a result that comes with the kit
 
 
 def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 1) -> float:
@@ -52,19 +38,6 @@ def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 
     """
     highest = logits.topk(min(top, logits.shape[-1]), dim=-1).indices
     return 100 * (highest == targets[:, None]).any(dim=-1).float().mean().item()
-
-
-@lru_cache(1)
-def shipped_results(path: Path = RESULTS) -> dict[str, Measured]:
-    """Read the measured cells that come with the kit, by the name of their entry: its label and its key."""
-    found = {}
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            census = Census(*(int(row.pop(count)) for count in ("expected", "used", "missing", "corrupt")))
-            texts = {"correct": f"{int(row.pop('correct'), 16):0{census.used}b}", "made": row.pop("made")}
-            entry, numbers = row.pop("entry"), {key: float(text) if text else None for key, text in row.items()}
-            found[entry] = Measured(**numbers, **texts, census=census)
-    return found
 
 
 def measure_all(
@@ -79,12 +52,13 @@ def measure_all(
     pre-training, the same cells are trained there first, and each goes on from its own.
     """
     cells, ranks = list(dict.fromkeys(cells)), find_ranks()
-    if pair.pretrained is not None and (before := [cell for cell in cells if learns(cell)]):
-        measure_all(pair.pretrained, before, seeds=seeds, split=PRETRAINING_SPLIT, anew=anew)
     wanted = [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
     entries = {(cell, seed): aggregator_entry(pair, *cell, seed, split) for cell, seed in wanted}
     shipped = {} if anew else shipped_results()
     missing = [run for run, e in entries.items() if not e.is_complete and e.path.name not in shipped]
+    if pair.pretrained is not None and (before := [run for run in missing if learns(run[0])]):
+        cells_before, seeds_before = (list(dict.fromkeys(each)) for each in zip(*before, strict=True))
+        measure_all(pair.pretrained, cells_before, seeds=seeds_before, split=PRETRAINING_SPLIT, anew=True)
     if any(learns(cell) for cell, _ in missing):
         pair.scales  # noqa: B018  computed here once, and sent along with all features
     for num_clips in sorted({len(schedule) for (_, schedule), _ in missing}):
@@ -95,19 +69,8 @@ def measure_all(
     run_all(_complete, jobs, workers=workers, title=title, unit="run", **bar)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
     for (cell, _), entry in entries.items():
-        results[cell].append(_read_measured(entry) if entry.is_complete else shipped[entry.path.name])
+        results[cell].append(read_measured(entry) if entry.is_complete else shipped[entry.path.name])
     return results
-
-
-def _read_measured(entry: Entry) -> Measured:
-    entry.check()
-    measures, seconds = (record := entry.record)["measures"], record["seconds"]
-    return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
-
-
-def learns(cell: Cell) -> bool:
-    """Whether a cell has anything to train."""
-    return cell[0] != "avg_pool"
 
 
 def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Faster:
@@ -154,28 +117,6 @@ def save_faster(
         made={"profile": profile.name, "result": entry.path.name, **circumstances()},
     )
     save_model(model, about, path)
-
-
-def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Entry:
-    """Name the place of one measured cell; no network is read for that."""
-    profile = pair.profile
-    depends = {
-        "recipe": RECIPE_STAGE_2,
-        "networks": [pair.expensive.entry.key, pair.cheap.entry.key],
-        "aggregator": aggregator,
-        "reduction": profile.networks.reduction,
-        "schedule": str(schedule),
-        "test": videos_key(profile, split, runs=pair.runs),
-        "compiled": profile.loading.compiled,
-    }
-    if learns((aggregator, schedule)):
-        depends["training"] = training_facts(profile.aggregator_training, profile.engine)
-        depends["train"] = videos_key(profile, "train", runs=pair.runs)
-        depends |= {"seed": seed, "view_seed": profile.backbone_training.seed}
-        if pair.pretrained is not None:
-            depends["pretrained"] = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT).key
-    label = f"{aggregator}-L{pair.clip_frames}-{schedule.count('E')}E{schedule.count('C')}C-seed{seed}"
-    return Entry(profile.name, "aggregators", label, depends, pair.runs)
 
 
 def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> None:

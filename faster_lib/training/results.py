@@ -1,0 +1,81 @@
+"""Measured cells: what is known of one, and where it is kept, in `runs/` or with the kit."""
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from faster_lib.data.datasets import Census
+from faster_lib.data.index import videos_key
+from faster_lib.models.faster import Schedule
+from faster_lib.paths import RESULTS
+from faster_lib.store import Entry
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.loop import training_facts
+
+RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
+PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
+Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell, trained with one seed, on the videos of a split. Accuracies are in percent, 0 to 100."""
+
+    video1: float  # share of the videos whose class has the highest score, or
+    video5: float  # is among the five highest
+    video1_of_expected: float  # `video1` if every listed video that cannot be read counts as wrong
+    macro_f1: float  # mean F1 of the classes that the videos have
+    commonest: float  # what `video1` would be if the commonest class were always said
+    correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
+    census: Census  # how many videos were expected, used, missing and corrupt
+    train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
+    seconds: float = 0.0  # of all starts together
+    made: str = ""  # by which commit, on what and when, of a result that comes with the kit
+
+
+def learns(cell: Cell) -> bool:
+    """Whether a cell has anything to train."""
+    return cell[0] != "avg_pool"
+
+
+def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Entry:
+    """Name the place of one measured cell; no network is read for that."""
+    profile = pair.profile
+    depends = {
+        "recipe": RECIPE_STAGE_2,
+        "networks": [pair.expensive.entry.key, pair.cheap.entry.key],
+        "aggregator": aggregator,
+        "reduction": profile.networks.reduction,
+        "schedule": str(schedule),
+        "test": videos_key(profile, split, runs=pair.runs),
+        "compiled": profile.loading.compiled,
+    }
+    if learns((aggregator, schedule)):
+        depends["training"] = training_facts(profile.aggregator_training, profile.engine)
+        depends["train"] = videos_key(profile, "train", runs=pair.runs)
+        depends |= {"seed": seed, "view_seed": profile.backbone_training.seed}
+        if pair.pretrained is not None:
+            depends["pretrained"] = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT).key
+    label = f"{aggregator}-L{pair.clip_frames}-{schedule.count('E')}E{schedule.count('C')}C-seed{seed}"
+    return Entry(profile.name, "aggregators", label, depends, pair.runs)
+
+
+def read_measured(entry: Entry) -> Measured:
+    """Read a complete cell, after a look at its record."""
+    entry.check()
+    measures, seconds = (record := entry.record)["measures"], record["seconds"]
+    return Measured(**{**measures, "census": Census(**measures["census"]), "seconds": seconds})
+
+
+@lru_cache(1)
+def shipped_results(path: Path = RESULTS) -> dict[str, Measured]:
+    """Read the measured cells that come with the kit, by the name of their entry: its label and its key."""
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(line for line in file if not line.startswith("#")):
+            census = Census(*(int(row.pop(count)) for count in ("expected", "used", "missing", "corrupt")))
+            texts = {"correct": f"{int(row.pop('correct'), 16):0{census.used}b}", "made": row.pop("made")}
+            entry, numbers = row.pop("entry"), {key: float(text) if text else None for key, text in row.items()}
+            found[entry] = Measured(**numbers, **texts, census=census)
+    return found
