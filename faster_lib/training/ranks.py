@@ -36,6 +36,7 @@ def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
     """
     ranks = find_ranks()
     if len(names := set(gather_object([entry.path.name]))) > 1:
+        ranks.wait_for_everyone()  # so that each can say so before another one is gone
         raise RuntimeError(f"the ranks see different videos or settings: here {entry.path}, in all {sorted(names)}")
 
     def tell_all(value: str | None) -> str:
