@@ -36,7 +36,7 @@ def test_what_is_written_is_read_back_to_the_digit(tmp_path):
     for entry, wanted in ((first, MEASURED), (second, replace(MEASURED, train_loss=None, correct="00000"))):
         read = found[entry.path.name]
         assert replace(read, seconds=0.0, made="") == wanted and read.seconds == entry.record["seconds"]
-        assert entry.record["finished"] in read.made
+        assert entry.record["finished"][:10] in read.made
 
 
 def test_a_damaged_record_is_not_kept(tmp_path):

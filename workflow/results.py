@@ -27,7 +27,7 @@ def row_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged; {REMEDY}")
     measures = {**record["measures"], "seconds": record["seconds"]}
     census, marks = measures.pop("census"), measures.pop("correct")
-    measures["made"] = f"commit {record['commit']}, {record['device']}, {record['finished']}"
+    measures["made"] = f"commit {record['commit']}, {record['device']}, {record['finished'][:10]}"
     return {"entry": folder.name, **measures, **census, "correct": f"{int(marks, 2):x}"}
 
 

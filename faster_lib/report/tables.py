@@ -126,16 +126,29 @@ def command(notebook: str, **parameters: Any) -> str:
 
 
 def save(
-    stem: str, figure: Figure | None, table: Table, *, profile: str, seeds: list[int], seconds: float, folder=FIGURES
+    stem: str,
+    figure: Figure | None,
+    table: Table,
+    *,
+    profile: str,
+    seeds: list[int],
+    seconds: float,
+    made: Sequence[str] = (),
+    folder: Path = FIGURES,
 ) -> None:
-    """Write the figure as `<stem>.png` and `.svg`, and `<stem>.csv`, which begins with where its numbers come from."""
+    """Write the figure as `<stem>.png` and `.svg`, and `<stem>.csv`, which begins with where its numbers come from.
+
+    Args:
+        made: by which commits, on what and when those results were made that come with the kit, as `made_of` says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if figure is not None:
         with plt.rc_context({"svg.hashsalt": stem}):
             figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
             figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
     about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": seeds}
-    about |= {"seconds": round(seconds), **{k: v for k, v in circumstances().items() if k != "finished"}}
+    about |= {"seconds": round(seconds), **({"shipped results": list(made)} if made else {})}
+    about |= {key: value for key, value in circumstances().items() if key != "finished"}
     lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
 
@@ -216,6 +229,11 @@ def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[
     found.append(Row("video@1 (%)", "always the commonest class", counted=round(first.commonest, 2)))
     keys = ("expected", "used", "missing", "corrupt")
     return found + [Row("videos", key, counted=getattr(first.census, key)) for key in keys]
+
+
+def made_of(measured: Results) -> list[str]:
+    """Say how those results were made that come with the kit, once for all that were made alike."""
+    return sorted({run.made for runs in measured.values() for run in runs if run.made})
 
 
 def seconds_of(pair: FeaturePair, measured: Results) -> float:
