@@ -29,7 +29,7 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "GRU": ("D", _COLOURS[4], "--"),
     "LSTM": ("P", _COLOURS[5], "-."),
     "Concat": ("X", _COLOURS[7], ":"),
-    "Learned mean": ("d", _COLOURS[8], "--"),
+    "Learned mean": ("d", (0.15, 0.15, 0.15), "--"),
     "R2D-26": ("v", _COLOURS[2], ":"),
     "R(2+1)D-50": ("^", _COLOURS[3], "-."),
     "R3D-50": ("h", _COLOURS[9], "-"),
