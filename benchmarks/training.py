@@ -126,7 +126,7 @@ def our_extraction(profile, networks, runs: Path, videos: int) -> float:
 def launch(profile, runs: Path, *arguments: str) -> None:
     """Run the training command with a profile of no file, in a process of one thread."""
     program = (
-        "from faster_lib.profiles import Profile\nfrom faster_lib.training import __main__ as training\n"
+        "from faster_lib.profiles import Profile\nfrom workflow import train as training\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
         "training.load_profile = lambda name: profile\ntraining.main()\n"
     )

@@ -1,6 +1,7 @@
 """The numbers that the paper prints: every cell of Tables 2 to 8, and one of Fig. 3 that its text states.
 
-Nothing here is computed or corrected. A number that our own count contradicts stays as it is printed.
+The tables stand in `params/paper_tables.txt`. Nothing is computed or corrected: a number that our own count contradicts
+stays as it is printed.
 
 Units:
     percent: accuracy, 0 to 100.
@@ -17,83 +18,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from faster_lib.paths import PARAMS
+
 # How the last words of a column key decide its unit.
 _UNITS = {"accuracy": "percent", "gmacs": "gmacs", "gmacs per clip": "gmacs_per_clip"}
 _UNITS |= {"clips": "clips", "seconds": "seconds", "pre-training": "flag"}
 _NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
 
-# The tables line by line. Source: FASTER (AAAI 2020), the table of that number. The first line and the first cell of
-# every other line are our keys; all other cells are spelled as printed. " x ", the paper's multiplication sign,
-# separates two columns, as "|" does.
-_PRINTED = {
-    2: """
-        Model, input     | accuracy | gmacs per clip x clips
-        R2D-26 L=8       | 63.3     | 3.2 x 32
-        R2D-26 L=16      | 65.5     | 6.0 x 16
-        R2D-26 L=32      | 66.7     | 12.7 x 8
-        R(2+1)D-50 L=8   | 70.1     | 30.0 x 32
-        R(2+1)D-50 L=16  | 72.3     | 60.0 x 16
-        R(2+1)D-50 L=32  | 74.5     | 119.9 x 8
-    """,
-    3: """
-        Model     | N=2 accuracy | N=4 accuracy | N=8 accuracy | N=16 accuracy | N=32 accuracy
-        Avg. pool | 60.7         | 63.9         | 64.2         | 64.0          | 63.8
-        Concat    | 61.6         | 65.9         | 66.3         | 62.3          | 58.2
-        LSTM      | 61.3         | 66.2         | 66.3         | 66.3          | 64.7
-        GRU       | 61.1         | 65.6         | 66.5         | 66.1          | 65.8
-        FAST-GRU  | 61.1         | 65.6         | 67.2         | 67.4          | 67.2
-    """,
-    4: """
-        #E :#C | L=8 accuracy | L=8 gmacs | L=16 accuracy | L=16 gmacs | L=32 accuracy | L=32 gmacs
-        All E  | 70.6         | 982.4     | 72.9          | 980.2      | 74.9          | 979.2
-        1:1    | 70.5         | 553.6     | 72.9          | 552.0      | 74.6          | 550.4
-        1:3    | 70.1         | 339.2     | 72.1          | 337.6      | 73.3          | 336.0
-        1:7    | 69.6         | 230.4     | 71.7          | 230.4      | 71.3          | 228.8
-        1:15   | 69.0         | 176.0     | 69.9          | 176.0      |               |
-        1:31   | 67.2         | 150.4     |               |            |               |
-    """,
-    5: """
-        Model            | seconds | gmacs | accuracy
-        All C (Avg pool) | 15.1    | 101.3 | 66.7
-        All E (Avg pool) | 75.7    | 959.3 | 74.5
-        FASTER32         | 35.3    | 550.4 | 74.6
-    """,
-    6: """
-        #E :#C            | R(2+1)D-50 accuracy | R(2+1)D-50 gmacs | R3D-50 accuracy | R3D-50 gmacs
-        All E (Avg. pool) | 74.5                | 959.3            | 74.4            | 942.7
-        1:1 (FAST-GRU)    | 74.6                | 550.4            | 75.3            | 542.1
-        1:3 (FAST-GRU)    | 73.3                | 336.0            | 73.9            | 331.9
-    """,
-    # The page prints I3D and S3D twice each; the bracket in the key is ours and repeats the pre-training column.
-    7: """
-        Model          | accuracy | ImageNet pre-training | gmacs per clip x clips
-        I3D (ImageNet) | 72.1     | ✓                     | 108 x 4
-        S3D (ImageNet) | 72.2     | ✓                     | 66.4 x N/A
-        MF-Net         | 72.8     | ✓                     | 11.1 x 50
-        A2-Net         | 74.6     | ✓                     | 40.8 x 30
-        S3D-G          | 74.7     | ✓                     | 71.4 x N/A
-        NL I3D-50      | 76.5     | ✓                     | 282 x 30
-        NL I3D-101     | 77.7     | ✓                     | 359 x 30
-        I3D (scratch)  | 68.4     | -                     | 108 x 4
-        STC            | 68.7     | -                     | N/A x N/A
-        ARTNet         | 69.2     | -                     | 23.5 x 250
-        S3D (scratch)  | 69.4     | -                     | 66.4 x N/A
-        ECO            | 70.0     | -                     | N/A x N/A
-        R(2+1)D-34     | 72.0     | -                     | 152 x 115
-        FASTER16       | 71.7     | -                     | 14.4 x 16
-        FASTER32       | 75.3     | -                     | 67.7 x 8
-    """,
-    8: """
-        Model      | ImageNet pre-training | Kinetics pre-training | UCF-101 accuracy | HMDB-51 accuracy
-        STC        | -                     | ✓                     | 95.8             | 72.6
-        ARTNet     | -                     | ✓                     | 94.3             | 70.9
-        ECO        | -                     | ✓                     | 93.6             | 68.4
-        R(2+1)D-34 | -                     | ✓                     | 96.8             | 74.5
-        I3D        | ✓                     | ✓                     | 95.6             | 74.8
-        S3D        | ✓                     | ✓                     | 96.8             | 75.9
-        FASTER32   | -                     | ✓                     | 96.9             | 75.7
-    """,
-}
+# The tables as the file has them, by number.
+_PRINTED = dict(re.findall(r"^Table (\d)\n((?:.+\n)+)", (PARAMS / "paper_tables.txt").read_text("utf-8"), re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -121,14 +54,14 @@ def _read(number: int, page: str) -> Iterator[Reported]:
             yield Reported(value, unit, number, row, column, printed)
 
 
-REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(number, page))
+REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(int(number), page))
 
 
 def table(number: int) -> tuple[Reported, ...]:
     """Return every cell of a table, row by row in the printed order; KeyError if it is not one of 2 to 8."""
-    if number not in _PRINTED:
-        raise KeyError(f"Table {number!r} is not recorded; choose one of {list(_PRINTED)}.")
-    return tuple(cell for cell in REPORTED if cell.table == number)
+    if not (cells := tuple(cell for cell in REPORTED if cell.table == number)):
+        raise KeyError(f"Table {number!r} is not recorded; choose one of {[int(each) for each in _PRINTED]}.")
+    return cells
 
 
 def reported(number: int, row: str, column: str) -> Reported:

@@ -26,8 +26,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Folders and modules of the library, by floor: a module imports only from its own folder and from floors above it.
 FLOORS = (
-    ("models",),
-    ("paths", "paper", "fast_aggregators"),
+    ("models", "paths"),
+    ("paper", "fast_aggregators", "profile_sections"),
     ("profiles", "provenance"),
     ("store", "flops"),
     ("data",),
@@ -50,7 +50,7 @@ DOORS = {
     "joblib": {"data.datasets"},
     "threadpoolctl": {"data.datasets"},
     "yaml": {"profiles"},
-    "pydantic": {"profiles"},
+    "pydantic": {"profiles", "profile_sections"},
     "matplotlib": {"report.figures", "report.tables"},
     "seaborn": {"report.figures"},
     "sklearn": {"training.evaluation"},

@@ -372,6 +372,36 @@ def test_stage_1_goes_on_from_the_pretrained_network_but_for_its_classifier(pair
     assert trained.pretrained.weights_sha256 == pair.cheap.weights_sha256
 
 
+def test_a_network_for_longer_clips_grows_from_the_one_for_half_of_their_length(pair, tmp_path, monkeypatch):
+    changes = {"grown_iterations": 3, "grown_learning_rate": 1e-4}
+    growing = SMOKE.model_copy(update={"backbone_training": SMOKE.backbone_training.model_copy(update=changes)})
+    named = stage1.name_backbone(growing, "r2d_26", 16, runs=pair.runs)
+    assert named.pretrained.entry.key == pair.cheap.entry.key, "the shortest one is trained as ever"
+    assert (named.settings.iterations, named.settings.learning_rate) == (3, 1e-4)
+    start = {}
+
+    def look(network, task):
+        start.update(copy.deepcopy(network.state_dict()), steps=task.steps, rate=task.settings.learning_rate)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage1, "run_training", look)
+        stage1.train_backbone(growing, "r2d_26", 16, runs=pair.runs)
+    assert (start.pop("steps"), start.pop("rate")) == (3, 1e-4)
+    for name, weight in pair.cheap.network.state_dict().items():
+        assert torch.equal(start[name], weight), name  # the classifier too
+    longest = stage1.name_backbone(growing, "r2d_26", 32, runs=pair.runs)
+    assert longest.pretrained.entry.key == named.entry.key != stage1.name_backbone(SMOKE, "r2d_26", 16).entry.key
+
+
+def test_networks_of_another_profile_serve_as_they_are(pair):
+    other = SMOKE.model_copy(
+        update={"name": "other", "networks": SMOKE.networks.model_copy(update={"trained_in": "smoke"})}
+    )
+    used = stage1.train_backbone(other, "r2d_26", 8, runs=pair.runs)
+    assert used.entry.path == pair.cheap.entry.path and used.weights_sha256 == pair.cheap.weights_sha256
+
+
 def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(pair, target):
     networks = [stage1.train_backbone(target, name, 8, runs=pair.runs) for name in ("r2plus1d_50", "r2d_26")]
     ours, cell = features.FeaturePair(target, *networks, runs=pair.runs), ("gru", Schedule.ratio(8, 1))
@@ -462,20 +492,20 @@ def test_macro_f1_counts_every_class_that_is_there_alike_whatever_its_share():
     assert found.macro_f1 == pytest.approx(100 * (0.8 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize("module", ["stage1", "features", "evaluation"])
+@pytest.mark.parametrize("module", ["stage1", "features", "results"])
 def test_another_recipe_of_a_stage_gives_other_entries(pair, module, monkeypatch):
     def entries():
         return {
             "stage1": stage1.name_backbone(SMOKE, "r2d_26", 8, runs=pair.runs).entry.key,
             "features": features.features_entry(SMOKE, pair.cheap, "test", 8).key,
-            "evaluation": evaluation.aggregator_entry(pair, "gru", Schedule("EC"), 0, "test").key,
+            "results": evaluation.aggregator_entry(pair, "gru", Schedule("EC"), 0, "test").key,
         }
 
     before = entries()
     recipes = {
         "stage1": "stage1.RECIPE_STAGE_1",
         "features": "features.RECIPE_FEATURES",
-        "evaluation": "evaluation.RECIPE_STAGE_2",
+        "results": "results.RECIPE_STAGE_2",
     }
     monkeypatch.setattr(f"faster_lib.training.{recipes[module]}", 99)
     assert {key for key, value in entries().items() if value != before[key]} == {module}

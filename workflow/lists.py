@@ -21,7 +21,7 @@ import av
 
 from faster_lib.data.index import Indexed, folder_of
 from faster_lib.paths import DATA
-from faster_lib.profiles import FOLDED, Data
+from faster_lib.profile_sections import FOLDED, Data
 
 log = logging.getLogger(__name__)
 _plain = partial(normalize, "NFC")  # one form of an accent, however it is stored

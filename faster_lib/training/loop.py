@@ -20,7 +20,7 @@ from accelerate.utils import gather, gather_object
 from torch import nn
 from tqdm import tqdm
 
-from faster_lib.profiles import Engine, Optimisation
+from faster_lib.profile_sections import Engine, Optimisation
 from faster_lib.provenance import peak_mib
 from faster_lib.store import write_whole
 from faster_lib.training.ranks import find_ranks, shown, synchronise_batch_norm
@@ -36,7 +36,8 @@ POINTS = 1000  # of the curves, about
 
 def training_facts(settings: Optimisation, engine: Engine) -> dict[str, Any]:
     """Give those settings of a stage on which its results depend, as plain JSON for a key."""
-    return {**settings.model_dump(mode="json", exclude={"checkpoint_iterations"}), "engine": engine.model_dump()}
+    not_facts = {"checkpoint_iterations", "grown_iterations", "grown_learning_rate"}
+    return {**settings.model_dump(mode="json", exclude=not_facts), "engine": engine.model_dump()}
 
 
 def build_optimiser(

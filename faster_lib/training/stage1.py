@@ -20,7 +20,7 @@ from faster_lib.data.index import clips_key_facts, folder_of, load_videos, video
 from faster_lib.data.video import VideoError
 from faster_lib.inference import keep_freed_memory
 from faster_lib.models.backbones import ClipNetwork, build_backbone, load_weights
-from faster_lib.models.clips import check_clip_frames, normalise
+from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, normalise
 from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
@@ -42,7 +42,9 @@ class TrainedBackbone:
     name: str
     clip_frames: int
     entry: Entry
-    pretrained: "TrainedBackbone | None" = None  # the one that it starts from, all but the classifier
+    settings: BackboneTraining  # the profile's, or those for a network that is grown from a shorter one
+    pretrained: "TrainedBackbone | None" = None  # the one that it starts from
+    is_grown: bool = False  # with its classifier, as a network for half of L does
 
     @cached_property
     def network(self) -> ClipNetwork:
@@ -69,22 +71,29 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         weight file that the profile starts from.
     """
     check_clip_frames(clip_frames)
+    if profile.networks.trained_in is not None:
+        return name_backbone(load_profile(profile.networks.trained_in), name, clip_frames, runs=runs)
+    settings: BackboneTraining = profile.backbone_training
     first = profile.pretraining and load_profile(profile.pretraining.profile)
     before = first and name_backbone(first, name, clip_frames, runs=runs)
+    if is_grown := settings.grown_iterations is not None and clip_frames > CLIP_FRAMES_MULTIPLE:
+        before = name_backbone(profile, name, clip_frames // 2, runs=runs)
+        grown = {"iterations": settings.grown_iterations, "learning_rate": settings.grown_learning_rate}
+        settings = settings.model_copy(update=grown)
     depends = {
         "recipe": RECIPE_STAGE_1,
         "network": name,
         "width": profile.networks.width,
         "num_classes": profile.data.num_classes,
         "clip_frames": clip_frames,
-        "training": training_facts(profile.backbone_training, profile.engine),
+        "training": training_facts(settings, profile.engine),
         "videos": videos_key(profile, profile.backbone_training.split, runs=runs),
         "clips": clips_key_facts(profile),
-        "start": _start_facts(start_of(profile, name)),
+        "start": None if is_grown else _start_facts(start_of(profile, name)),
         "pretrained": before and before.entry.key,
     }
     entry = Entry(profile.name, "networks", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
-    return TrainedBackbone(profile, name, clip_frames, entry, before)
+    return TrainedBackbone(profile, name, clip_frames, entry, settings, before, is_grown)
 
 
 def start_of(profile: Profile, name: str) -> str | None:
@@ -117,15 +126,16 @@ def train_backbone(
     """Train a clip network (stage 1), unless it is trained or shipped.
 
     The training starts from the weights that the profile names for this network, from the network of the profile that
-    it is pre-trained in, all but the classifier, or from nothing. An interrupted training goes on from its last
-    checkpoint and ends in the same weights. Convolutions and the classifier are kept in half precision.
+    it is pre-trained in, all but the classifier, from the one for half of L where it grows, or from nothing. An
+    interrupted one goes on from its last checkpoint and ends in the same weights. Convolutions and the classifier are
+    kept in half precision.
 
     Source: FASTER, "Setups for clip-level backbones": random clips of L consecutive frames, cosine schedule.
     """
     trained = name_backbone(profile, name, clip_frames, runs=runs)
-    path = trained.entry.path
-    if trained.pretrained is not None:
-        train_backbone(trained.pretrained.profile, name, clip_frames, runs=runs)
+    path, profile = trained.entry.path, trained.profile
+    if (before := trained.pretrained) is not None:
+        train_backbone(before.profile, name, before.clip_frames, runs=runs)
 
     def make() -> dict[str, Any]:
         if may_be_shipped and (found := trained.entry.shipped()) is not None:
@@ -183,13 +193,14 @@ def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
     profile, clip_frames = trained.profile, trained.clip_frames
-    settings = profile.backbone_training
+    settings: BackboneTraining = trained.settings
     network = build_network(profile, trained.name)
-    if (weights := start_of(profile, trained.name)) is not None:
+    if not trained.is_grown and (weights := start_of(profile, trained.name)) is not None:
         load_weights(network, weights)
     if trained.pretrained is not None:
         before = trained.pretrained.network.state_dict()
-        network.load_state_dict({k: v for k, v in before.items() if not k.startswith("classifier.")}, strict=False)
+        kept = {key: value for key, value in before.items() if trained.is_grown or not key.startswith("classifier.")}
+        network.load_state_dict(kept, strict=False)
     batch_videos = count_batch_videos(settings, clip_frames)
     form = {"clip_frames": clip_frames, "clips_per_video": settings.clips_per_video, "seed": settings.seed}
     clips = RandomClips(videos, profile.data, **form)
