@@ -141,8 +141,8 @@ def test_the_claims_of_all_notebooks_join_into_one_markdown_table(tmp_path):
     assert verdicts.frame.loc["a matches", "verdict"] == "holds"
     *_, first, second, _, made, _, one, other = write_claims(tmp_path).splitlines()
     assert (made, one, other) == ("Made by:", "- `make 01_a`", "- `make 02_b`")
-    assert first == "| a matches (Table 2) | 01 | +0.2 ± 0.5 (margin 1) | **holds** |"
-    assert second == "| b wins (Table 3) | 02 | -3.0 ± 1.0 | **does not hold** |"
+    assert first == "| a matches (Table 2) | 01 | tiny | +0.2 ± 0.5 (margin 1) | **holds** |"
+    assert second == "| b wins (Table 3) | 02 | tiny | -3.0 ± 1.0 | **does not hold** |"
     assert tabulate([], command="x").frame.empty
 
 

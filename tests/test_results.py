@@ -79,6 +79,10 @@ def test_the_committed_results_are_those_of_the_notebooks_and_agree_with_themsel
             units = ("mean", "concat", "lstm", "gru", "fast_gru")
             cells += [(name, Schedule.first_expensive(n)) for name in units for n in (2, 4, 8, 16, 32)]
         wanted += [aggregator_entry(pair, *cell, seed, "test").path.name for cell in cells for seed in (0, 1, 2)]
+    study = load_profile("study")
+    pair = FeaturePair(study, *(name_backbone(study, name, 8) for name in ("r2plus1d_50", "r2d_26")))
+    cells = [(name, x) for name in ("mean", "fast_gru") for x in tables.check_ratios([], 8, study).values()]
+    wanted += [aggregator_entry(pair, *cell, seed, "test").path.name for cell in cells for seed in (0, 1, 2)]
     assert set(wanted) <= found.keys(), "notebooks 02, 03 and 04 at every L train nothing but their check"
 
 

@@ -11,14 +11,17 @@ from faster_lib.report.tables import read_table
 
 def write_claims(folder: Path) -> str:
     """Join the tables `*_claims.csv` of a folder, notebook by notebook and L by L, and name the command of each."""
-    paths = sorted(folder.glob("*_claims.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    paths = sorted(
+        folder.glob("*_claims.csv"), key=lambda path: ([*map(int, re.findall(r"\d+", path.stem))], path.stem)
+    )
     tables = [(path.stem[:2], *read_table(path.stem, folder=folder)) for path in paths]
-    parts = [frame.reset_index().assign(notebook=number) for number, frame, _ in tables]
-    lines = ["| the paper says | notebook | difference | verdict at tiny scale |", "| --- | --- | --- | --- |"]
+    parts = [frame.reset_index().assign(notebook=n, profile=about["profile"]) for n, frame, about in tables]
+    lines = ["| the paper says | notebook | profile | difference | verdict |", "| --- | --- | --- | --- | --- |"]
     for claim in pd.concat(parts).itertuples():
         margin = f" (margin {claim.margin:g})" if claim.margin else ""
         number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
-        lines.append(f"| {claim.statement} ({claim.source}) | {claim.notebook} | {number} | **{claim.verdict}** |")
+        where = f"{claim.notebook} | {claim.profile}"
+        lines.append(f"| {claim.statement} ({claim.source}) | {where} | {number} | **{claim.verdict}** |")
     lines += ["", "Made by:", "", *(f"- `{about['command']}`" for _, _, about in tables)]
     return "\n".join(lines)
 
