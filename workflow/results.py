@@ -34,8 +34,9 @@ def row_of(folder: Path) -> dict[str, Any]:
 def write_results(folders: Iterable[Path], path: Path = RESULTS) -> int:
     """Write the rows of these entries, in the order of their names, in place of all before; give their number."""
     rows = [row_of(folder) for folder in sorted(folders, key=lambda each: each.name)]
-    csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n").writeheader()
-    csv.DictWriter(text, list(rows[0]), lineterminator="\n").writerows(rows)
+    table = csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
     write_whole(path, text.getvalue().encode())
     return len(rows)
 

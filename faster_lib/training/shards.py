@@ -64,7 +64,7 @@ def drop_damaged(entry: Entry) -> None:
     with hold(entry.path.with_name(f"{entry.path.name}.lock"), lambda: "another process"):
         known, found = _read_verified(entry.path / VERIFIED), {}
         for path, _, sha256 in list_shards(entry.path):
-            about = [path.stat().st_size, path.stat().st_mtime_ns]
+            about = [(stat := path.stat()).st_size, stat.st_mtime_ns]
             if known.get(path.name) == about or has_hash(path, sha256):
                 found[path.name] = about
             else:
