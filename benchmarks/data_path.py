@@ -33,12 +33,12 @@ from faster_lib.data.datasets import (
     clip_starts,
     draw_epochs,
     generator_for,
-    load_ahead,
 )
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import File, encode_h264
 from faster_lib.profiles import load_profile
 from faster_lib.training.ranks import limited_threads
+from faster_lib.workers import load_ahead
 
 PART = "data path"
 VIDEOS, HEIGHT_PX, WIDTH_PX, FPS = 24, 256, 340, 30  # copies of Kinetics are kept with a short side of 256

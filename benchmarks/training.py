@@ -26,7 +26,7 @@ from side_by_side import KIT, LIMIT, Peer, Speed, allocator_as_found, contend, w
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from faster_lib.data.datasets import RandomClips, count_cores, draw_epochs, load_ahead
+from faster_lib.data.datasets import RandomClips, draw_epochs
 from faster_lib.data.index import load_videos
 from faster_lib.flops import count_macs, step_macs
 from faster_lib.inference import fast_form
@@ -39,6 +39,7 @@ from faster_lib.training.features import FeaturePair, compute_features, freeze
 from faster_lib.training.loop import CURVES
 from faster_lib.training.ranks import limited_threads
 from faster_lib.training.stage1 import count_batch_videos, train_backbone
+from faster_lib.workers import count_cores, load_ahead
 
 L = 16
 NETWORKS = ("r2plus1d_50", "r2d_26")
@@ -224,7 +225,7 @@ def stage_2_step(channels: int, size: tuple[int, int, int], num_clips: int, batc
     schedule = Schedule.ratio(num_clips, 1)
     model = Faster(*networks, fast_form(build_aggregator("fast_gru", channels)), schedule, 16)
     maps, targets = torch.randn(2, batch, num_clips, channels, *size), torch.arange(batch) % 16
-    chosen = [maps[0 if is_expensive else 1][:, t] for t, is_expensive in enumerate(schedule.is_expensive)]
+    chosen = [maps["EC".index(letter)][:, t] for t, letter in enumerate(schedule)]
     gmacs = 3 * batch * (num_clips - 1) * step_macs(model.aggregator, size) / 1e9
 
     def plain() -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from networks import PLAIN, in_type, lacking
 from side_by_side import KIT, Peer, Speed, contend, write_table
 
-from faster_lib.data.datasets import Video, VideoClips, VideoList, load_ahead
+from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.flops import video_gmacs
 from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference, score_videos
@@ -25,6 +25,7 @@ from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.profiles import load_profile
+from faster_lib.workers import load_ahead
 
 FRAMES, CLASSES = 256, 400
 KIT_ROUNDS = 5  # all patterns in turn, for their ratios

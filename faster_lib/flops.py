@@ -5,7 +5,6 @@ cost is composed of its clips' costs, each network being counted once.
 """
 
 import functools
-import itertools
 import math
 import re
 import warnings
@@ -81,11 +80,8 @@ def _is_free(operator: str) -> bool:
         return True
     packet = getattr(aten, name, None)
     overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
-    return any(torch.Tag.pointwise in each.tags or _takes_one_tensor(each) for each in overloads)
-
-
-def _takes_one_tensor(overload: torch._ops.OpOverload) -> bool:  # or a list of them
-    return sum("Tensor" in str(argument.type) for argument in overload._schema.arguments) < 2
+    tensors = [sum("Tensor" in str(argument.type) for argument in each._schema.arguments) for each in overloads]
+    return any(torch.Tag.pointwise in each.tags or n < 2 for each, n in zip(overloads, tensors, strict=True))
 
 
 def _count_product(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -127,14 +123,6 @@ def video_gmacs(
     Raises: ValueError for unknown names, a wrong schedule, an L that is no multiple of 8, or a size below 1.
     Source: FASTER, Table 4; averaging rows count no aggregator.
     """
-    parts = {"expensive": expensive, "cheap": cheap, "aggregator": aggregator}
-    return running_gmacs(**parts, schedule=schedule, L=L, size_px=size_px)[-1]
-
-
-def running_gmacs(
-    *, expensive: Part, cheap: Part, aggregator: Part | None, schedule: Schedule | str, L: int, size_px: int = 224
-) -> list[float]:
-    """Compose what a video has cost after each of its clips, in 1e9 MACs; arguments and errors as `video_gmacs`."""
     check_clip_frames(L)
     check_whole("size_px", size_px)
     schedule, networks, step = Schedule(schedule), {"E": expensive, "C": cheap}, 0
@@ -146,8 +134,7 @@ def running_gmacs(
         step, needs_one_form = step_macs(built, size), not built.aggregates_scores
         if needs_one_form and "C" in clip and (cheap_channels := _shaped(cheap).channels) != channels:
             clip["C"] += cheap_channels * channels * math.prod(size)
-    spent = itertools.accumulate(clip[letter] + (step if t else 0) for t, letter in enumerate(schedule))
-    return [total / 1e9 for total in spent]
+    return (sum(clip[letter] for letter in schedule) + step * (len(schedule) - 1)) / 1e9
 
 
 def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int:

@@ -225,7 +225,8 @@ def score_videos(
 
     Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
     """
-    from faster_lib.data.datasets import load_ahead, stack_clips  # here, since all else needs torch alone
+    from faster_lib.data.datasets import stack_clips  # here, since all else needs torch alone
+    from faster_lib.workers import load_ahead
 
     decoded = iter(load_ahead(clips.__getitem__, range(len(clips)), workers))
     while batch := list(itertools.islice(decoded, batch_videos)):

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 
-from faster_lib.data.datasets import Video, clip_frame_indices, clip_starts, load_ahead, read_views
+from faster_lib.data.datasets import Video, clip_frame_indices, clip_starts, read_views
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import read_stream
 from faster_lib.inference import prepare_for_inference
@@ -28,6 +28,7 @@ from faster_lib.models.backbones import build_backbone
 from faster_lib.models.clips import check_clip_frames
 from faster_lib.models.faster import Faster, Schedule, StreamState
 from faster_lib.store import write_whole
+from faster_lib.workers import load_ahead
 
 FORMAT, VERSION = "faster-model", 1
 

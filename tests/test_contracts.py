@@ -26,7 +26,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Folders and modules of the library, by floor: a module imports only from its own folder and from floors above it.
 FLOORS = (
-    ("models", "paths"),
+    ("models", "paths", "workers"),
     ("paper", "fast_aggregators", "profile_sections"),
     ("profiles", "provenance"),
     ("store", "flops"),
@@ -42,13 +42,13 @@ NOT_IN_PATH = ("data.index", "data.probe")
 # Each outside package enters through these modules alone; the longest prefix of an import decides.
 DOORS = {
     "decord": {"data.video"},
-    "av": {"data.video", "data.probe"},
+    "av": {"data.video"},
     "torchvision.transforms": {"data.transforms"},
     "torchvision": {"models.torchvision"},
     "pebble": set(),  # only the command that indexes videos, workflow/scan.py, needs it
     "fvcore": {"flops"},
-    "joblib": {"data.datasets"},
-    "threadpoolctl": {"data.datasets"},
+    "joblib": {"workers"},
+    "threadpoolctl": {"workers"},
     "yaml": {"profiles"},
     "pydantic": {"profiles", "profile_sections"},
     "matplotlib": {"report.figures", "report.tables"},

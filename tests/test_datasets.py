@@ -10,17 +10,10 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import datasets as sampling
-from faster_lib.data.datasets import (
-    RandomClips,
-    Video,
-    VideoClips,
-    VideoList,
-    draw_epochs,
-    generator_for,
-    load_ahead,
-)
+from faster_lib.data.datasets import RandomClips, Video, VideoClips, VideoList, draw_epochs, generator_for
 from faster_lib.data.transforms import cut_frames, draw_cut
 from faster_lib.data.video import VideoError, encode_h264
+from faster_lib.workers import load_ahead
 
 
 def frames_of(path, indices=None) -> torch.Tensor:

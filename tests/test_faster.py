@@ -46,14 +46,13 @@ def test_a_ratio_fills_the_video_with_groups_that_begin_expensive(groups, cheap_
     assert schedule.count("E") == num_clips / (1 + cheap_per_expensive)
     assert schedule.count("E") + schedule.count("C") == num_clips
     assert schedule[0] == "E"
-    assert schedule.is_expensive == tuple(t % (1 + cheap_per_expensive) == 0 for t in range(num_clips))
+    assert schedule == "".join("C" if t % (1 + cheap_per_expensive) else "E" for t in range(num_clips))
 
 
 def test_the_schedules_of_tables_3_and_4_are_these_words():
     assert Schedule.ratio(8, 3) == "ECCCECCC"
     assert Schedule.ratio(4, 0) == "EEEE"
-    assert [Schedule.first_expensive(num_clips) for num_clips in (1, 2, 4)] == ["E", "EC", "ECCC"]
-    assert Schedule("CE").is_expensive == (False, True)
+    assert [Schedule.ratio(num_clips, num_clips - 1) for num_clips in (1, 2, 4)] == ["E", "EC", "ECCC"]
     assert isinstance(Schedule.ratio(8, 3), Schedule)
     assert repr(Schedule("CE")) == "Schedule('CE')"
 
@@ -79,7 +78,7 @@ def test_a_ratio_that_cannot_be_is_refused_with_the_value(num_clips, cheap_per_e
     with pytest.raises(ValueError, match=quoted):
         Schedule.ratio(num_clips, cheap_per_expensive)
     with pytest.raises(ValueError, match="num_clips is 0"):
-        Schedule.first_expensive(0)
+        Schedule.ratio(0, -1)
 
 
 @torch.no_grad()

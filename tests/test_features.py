@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from faster_lib.data.datasets import load_ahead
 from faster_lib.inference import fold_batch_norm
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Schedule
@@ -23,6 +22,7 @@ from faster_lib.training import evaluation, features, shards
 from faster_lib.training.features import FeaturePair, compute_features, extract_features, features_entry
 from faster_lib.training.shards import check_disk, find_gaps, list_shards
 from faster_lib.training.stage1 import TrainedBackbone, build_network, name_backbone
+from faster_lib.workers import load_ahead
 from tests.test_ranks import launch
 
 SMOKE = load_profile("smoke")

@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from faster_lib import paper
-from faster_lib.flops import count_macs, running_gmacs, step_macs, video_gmacs
+from faster_lib.flops import count_macs, step_macs, video_gmacs
 from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
@@ -126,7 +126,7 @@ def test_a_pair_of_unlike_maps_also_pays_for_each_cheap_clips_projection():
     expensive.input_px = 32  # maps of 1 x 2 x 2 and 512 channels, for any clip; the cheap ones of 1 x 3 x 3 and 32
     networks, size = {"expensive": expensive, "cheap": cheap, "schedule": "CCE"}, {"L": 8, "size_px": 65}
     gru = build_aggregator("fast_gru", 512)
-    running = running_gmacs(**networks, aggregator=gru, **size)
+    running = [video_gmacs(**networks | {"schedule": "CCE"[:t]}, aggregator=gru, **size) for t in (1, 2, 3)]
     e, c = (count_macs(network, torch.zeros(1, 3, 8, 65, 65)) for network in (expensive, cheap))
     one, step = c + 32 * 512 * 4, STEPS["fast_gru"][0](512, 4) * 4
     assert [round(total * 1e9) for total in running] == [one, 2 * one + step, 2 * one + e + 2 * step]

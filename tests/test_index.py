@@ -311,7 +311,7 @@ def probe_or_die(path, *, seen, with_decord):
 
 
 def read_or_die(*arguments):
-    module.probe_video = probe_or_die
+    module.choose_decoder = probe_or_die
     return READ_FILE(*arguments)
 
 

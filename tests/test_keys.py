@@ -20,7 +20,7 @@ WORK = {  # what makes or reads a result, where it is called
     stage2: ("build_aggregator", "run_training"),
     evaluation: ("load", "build_faster", "train_aggregator", "evaluate"),
     index: ("write_planned", "read_index"),
-    scan: ("scan", "probe_video"),
+    scan: ("scan", "choose_decoder"),
 }
 
 

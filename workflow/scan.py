@@ -5,21 +5,23 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 from filelock import FileLock
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from faster_lib.data.index import as_csv, from_csv, parse_file
 from faster_lib.data.probe import probe_video
-from faster_lib.data.video import DECODER, File, VideoError, look_at
+from faster_lib.data.video import DECODER, File, PyAVDecoder, VideoError, VideoReader, look_at
 from faster_lib.store import naming, write_whole
 from workflow.lists import name_in
 
@@ -124,10 +126,55 @@ def _read_file(path: Path, size: int, limit_seconds: float, with_decord: bool) -
         with path.open("rb") as file:
             found = found._replace(sha256=hashlib.file_digest(file, "sha256").hexdigest())
         watch()
-        return probe_video(path, seen=watch, with_decord=with_decord)._replace(bytes=size, sha256=found.sha256)
+        return choose_decoder(path, seen=watch, with_decord=with_decord)._replace(bytes=size, sha256=found.sha256)
     except VideoError as error:
         return found._replace(problem=f"corrupt: {str(error).removeprefix(f'{path}: ')}")
     except (OSError, MemoryError) as error:
         return found._replace(problem=f"unread: {str(error) or type(error).__name__}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def choose_decoder(path: Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
+    """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
+
+    Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
+    Raises: VideoError as `probe_video`.
+    """
+    times, sums, sizes = [], [], set()
+
+    def note(decoder: PyAVDecoder, moment: int | None, frame: np.ndarray) -> None:
+        sizes.update(decoder.sizes)
+        times.append(moment)
+        sums.append(zlib.crc32(frame))
+        seen()
+
+    file = probe_video(path, seen=note)
+    is_plain = len(sizes) == 1 and _has_frames_as_packets(path, times)
+    for name in ("decord", "pyav")[not with_decord :] if is_plain else ():
+        if _reads_rightly(path, better := file._replace(decoder=name), sums, seen):
+            return better
+    return file
+
+
+def _has_frames_as_packets(path: Path, times: Sequence) -> bool:
+    """Whether each packet is one frame with its time; elsewhere decord gives other frames now and then out of order."""
+    try:
+        return [*PyAVDecoder(path, is_exact=True).times] == times
+    except TypeError:  # packets without times
+        return False
+
+
+def _reads_rightly(path: Path, file: File, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
+    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down."""
+    try:
+        one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
+        near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
+        orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
+        for reader, part in ((r, p[i : i + n]) for r, p, n in orders for i in range(0, len(p), n)):
+            if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
+                return False
+            seen()
+    except VideoError:
+        return False
+    return True

@@ -3,22 +3,15 @@
 A clip is L consecutive frames; a video shorter than a clip is looped. Everything random comes from a seed and numbers.
 """
 
-import os
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed
-from threadpoolctl import threadpool_limits
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
@@ -26,10 +19,6 @@ from faster_lib.data.video import File, VideoError, VideoReader, look_at
 from faster_lib.profiles import Data
 
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
-count_cores = cpu_count  # that this process may use, by its affinity and its container's limits too
-_AHEAD = 2  # items a worker, as PyTorch's loader has it
-# joblib replaces a process that has grown since its first task, as one does that first wrote videos and then trains.
-_REPLACED = "A worker stopped while some jobs were given to the executor"
 
 
 @dataclass(frozen=True)
@@ -233,42 +222,3 @@ class VideoClips(Dataset):
             views.append((indices, draw_cut(reader.size_px, self.data, generator)))
         clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target)
-
-
-def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Load in so many threads, ahead, in order, or with 0 in the one that asks; errors come in their items' places."""
-    if workers == 0:
-        yield from map(load, given)
-        return
-    pool, loading = ThreadPoolExecutor(workers, "load", initializer=_use_one_core), deque()
-    try:
-        for each in given:
-            loading.append(pool.submit(load, each))
-            if len(loading) > _AHEAD * workers:
-                yield loading.popleft().result()
-        while loading:
-            yield loading.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _use_one_core() -> None:
-    """Let PyTorch split nothing that this thread does; torch.set_num_threads would hold for all threads."""
-    torch.get_num_threads()  # sets what a new thread starts with
-    threadpool_limits(1, user_api="openmp")
-
-
-def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:
-    """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
-    parts = list(parts)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _REPLACED)
-        jobs = (delayed(_call)(os.getpid(), function, part) for part in parts)
-        done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
-        deque(tqdm(done, desc=title, unit=unit, total=len(parts), **bar), maxlen=0)
-
-
-def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:
-    """Call the function, unless the process that asked for it is gone: a new one may be at the same part."""
-    if main in (os.getpid(), os.getppid()):
-        function(*part)

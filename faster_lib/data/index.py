@@ -75,7 +75,8 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
     """Name what the videos of a split are, by what decides it: the scene, or the index; no video is made or read."""
     if profile.scene is None:
-        depends = {"index": _content(_existing_index(profile, runs))[0]}
+        table = _existing_index(profile, runs)
+        depends = {"index": _read_once(table, (about := table.stat()).st_size, about.st_mtime_ns)[0]}
     else:
         depends = _plan_entry(profile, split, runs)[0].depends
     return hash_of({**depends, "split": split, "fold": profile.data.fold})
@@ -89,15 +90,11 @@ def clips_key_facts(profile: Profile) -> dict[str, Any]:
 
 def read_index(table: Path) -> list[Indexed]:
     """Read an index as it was written."""
-    return list(_content(table)[1])
-
-
-def _content(table: Path) -> tuple[str, tuple[Indexed, ...]]:
-    return _read_once(table, table.stat().st_size, table.stat().st_mtime_ns)
+    return list(_read_once(table, (about := table.stat()).st_size, about.st_mtime_ns)[1])
 
 
 @lru_cache(2)  # a study asks for it in each of its cells
-def _read_once(table: Path, size: int, modified_ns: int) -> tuple[str, tuple[Indexed, ...]]:
+def _read_once(table: Path, *_as_long_as: int) -> tuple[str, tuple[Indexed, ...]]:
     content = table.read_bytes()
     _, *lines = from_csv(content)
     rows = (Indexed(line[0], line[1], int(line[2]), line[3], parse_file(line[4:])) for line in lines)

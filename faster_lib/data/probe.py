@@ -1,44 +1,39 @@
-"""What reading a whole video file shows: how many frames it has, and which decoder gives them rightly in any order."""
+"""What reading a whole video file from its beginning shows: its frames, and whether it is all there."""
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from faster_lib.data.video import File, PyAVDecoder, VideoError, VideoReader, first_line
+import numpy as np
+
+from faster_lib.data.video import File, PyAVDecoder, VideoError, first_line
 
 _LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
 
 
-def probe_video(path: Path, *, seen: Callable[[], Any] = lambda: None, with_decord: bool = True) -> File:
-    """Read every frame of a video, say what it is, and find the decoder that reads it rightly in any order.
+def probe_video(path: Path, *, seen: Callable[[PyAVDecoder, int | None, np.ndarray], Any] = lambda *_: None) -> File:
+    """Read every frame of a video by PyAV, in order, and say what it is; `seen` is told of each its time and picture.
 
-    Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
     Raises: VideoError if no frame can be decoded, or more than a tenth of what should be there is not.
     """
-    times, sums = [], []
+    count = 0
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); generate or download it again")
     try:
         decoder = PyAVDecoder(path)
         for moment, frame in decoder.read_each():
-            times.append(moment)
-            sums.append(zlib.crc32(frame))
-            seen()
+            count += 1
+            seen(decoder, moment, frame)
     except MemoryError:
         raise
     except Exception as error:  # PyAV raises AttributeError where there is no stream of pictures, and more
-        fault = f"it cannot be read on after {len(sums)} frames" if sums else "not a readable video"
+        fault = f"it cannot be read on after {count} frames" if count else "not a readable video"
         raise VideoError(f"{path}: {fault} ({first_line(error)})") from error
-    _check_whole(path, decoder, len(sums))
+    _check_whole(path, decoder, count)
     stream, size = decoder.stream, frame.shape[1::-1]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    file = File(len(sums), round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
-    for name in ("decord", "pyav")[not with_decord :] if _has_frames_as_packets(decoder, times) else ():
-        if _reads_rightly(path, better := file._replace(decoder=name), sums, seen):
-            return better
-    return file
+    return File(count, round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
 
 
 @lru_cache(1024)
@@ -71,26 +66,3 @@ def _announced_bytes(path: Path) -> int | None:
     else:
         return None
     return place + size if 0 < size < unknown else 0
-
-
-def _has_frames_as_packets(decoder: PyAVDecoder, times: Sequence) -> bool:
-    """Whether each packet is one frame with its time; elsewhere decord gives other frames now and then out of order."""
-    try:
-        return len(decoder.sizes) == 1 and [*PyAVDecoder(decoder.path, is_exact=True).times] == times
-    except TypeError:  # packets without times
-        return False
-
-
-def _reads_rightly(path: Path, file: File, sums: Sequence[int], seen: Callable[[], Any]) -> bool:
-    """Tell whether a decoder gives the frames of these sums: all in order, then about each key frame, up and down."""
-    try:
-        one, other, last = VideoReader(path, file), VideoReader(path, file), file.frames - 1
-        near = sorted({min(max(key + d, 0), last) for key in [*one.key_frames, last // 2, last] for d in (-1, 0, 1)})
-        orders = ((one, range(last + 1), one.at_once), (other, near, one.at_once), (one, near[::-1], 1))
-        for reader, part in ((r, p[i : i + n]) for r, p, n in orders for i in range(0, len(p), n)):
-            if [zlib.crc32(frame) for frame in reader.read(part).numpy()] != [sums[i] for i in part]:
-                return False
-            seen()
-    except VideoError:
-        return False
-    return True

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from faster_lib.data.datasets import run_all
 from faster_lib.data.video import encode_h264
 from faster_lib.profiles import Scene
 from faster_lib.store import write_whole
+from faster_lib.workers import run_all
 
 RECIPE = 4  # raised whenever the same scene would give other pixels
 

@@ -23,6 +23,8 @@ import decord
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
+from faster_lib.workers import reading, reads_on
+
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
 DECODERS = ("decord", "pyav", "pyav_in_order")
 HELD_BYTES = 2**25  # of whole frames in memory at a time where clips are cut from them or a scan reads them
@@ -72,8 +74,9 @@ class VideoReader:
         self.size_px = height, width = file.height_px, file.width_px
         self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
         try:
-            is_decord = file.decoder == "decord"
-            self._decoder = _Decord(path) if is_decord else PyAVDecoder(path, file.frames, file.decoder == "pyav")
+            with reading(path):
+                is_decord = file.decoder == "decord"
+                self._decoder = _Decord(path) if is_decord else PyAVDecoder(path, file.frames, file.decoder == "pyav")
         except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
             raise VideoError(f"{path}: not a readable video ({first_line(error)})") from error
         self.key_frames = self._decoder.key_frames
@@ -86,7 +89,8 @@ class VideoReader:
     def read(self, indices: Sequence[int]) -> torch.Tensor:
         """Decode frames, repeats allowed: (len(indices), H, W, 3) uint8, RGB; raises VideoError if one fails."""
         try:
-            return self._decoder.read(list(indices))
+            with reading(self.path):
+                return self._decoder.read(list(indices))
         except Exception as error:
             where = f"{self.path}: cannot decode frames {min(indices)} to {max(indices)} of {len(self)}"
             raise VideoError(f"{where} ({first_line(error)}); the file may be truncated") from error
@@ -145,6 +149,7 @@ class PyAVDecoder:
     def _decode(self) -> Iterator[av.VideoFrame]:
         for packet in self.file.demux(self.stream):
             self.packets += packet.size > 0
+            reads_on()
             if packet.pts is not None:
                 self.end = max(self.end, packet.pts + (packet.duration or 0))
             try:

@@ -26,7 +26,7 @@ class Schedule(str):
 
     @classmethod
     def ratio(cls, num_clips: int, cheap_per_expensive: int) -> "Schedule":
-        """Make the pattern 1:x: the first clip of each group of 1 + x is expensive; x = 0 makes all expensive.
+        """Make the pattern 1:x: the first clip of each group of 1 + x is expensive. At x = 0 all are, at N - 1 one is.
 
         Source: FASTER, Table 4; the place within a group is ours, the paper does not say.
         Raises: ValueError if groups of 1 + x do not fill `num_clips` exactly.
@@ -39,16 +39,6 @@ class Schedule(str):
             groups = f"groups of {group} clips, which do not divide {num_clips} clips"
             raise ValueError(f"ratio 1:{cheap_per_expensive} makes {groups}; choose one of {fitting}")
         return cls(("E" + "C" * cheap_per_expensive) * (num_clips // group))
-
-    @classmethod
-    def first_expensive(cls, num_clips: int) -> "Schedule":
-        """Make the pattern of Table 3: the first clip is expensive, all others are cheap."""
-        return cls.ratio(num_clips, num_clips - 1)
-
-    @property
-    def is_expensive(self) -> tuple[bool, ...]:
-        """For each clip, whether the expensive network sees it."""
-        return tuple(letter == "E" for letter in self)
 
     def __repr__(self) -> str:
         return f"Schedule({str(self)!r})"

@@ -1,7 +1,7 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from faster_lib.data.datasets import run_all
 from faster_lib.data.index import load_videos
 from faster_lib.flops import video_gmacs
 from faster_lib.model_file import About, save_model
 from faster_lib.models.faster import Faster, Schedule
 from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
-from faster_lib.training.features import FeaturePair, Features, Request
+from faster_lib.training.features import FeaturePair
 from faster_lib.training.loop import remove_checkpoints
 from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
 from faster_lib.training.results import (
@@ -29,6 +28,7 @@ from faster_lib.training.results import (
     shipped_results,
 )
 from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
+from faster_lib.workers import run_all
 
 
 def accuracy_percent(logits: torch.Tensor, targets: torch.Tensor, *, top: int = 1) -> float:
@@ -148,11 +148,13 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
     features, device = pair.open(split, len(model.schedule)), find_ranks().device
     if device.type != "cpu":
         model = copy.deepcopy(model).to(device)  # the networks in it are others' too
-    asked = _all_clips(features, pair.profile.aggregator_training.batch_videos)
+    clips, batches = torch.arange(features.num_clips), torch.arange(len(features.targets))
+    batches = batches.split(pair.profile.aggregator_training.batch_videos)
+    asked = ((videos, torch.zeros_like(videos), clips.expand(len(videos), -1)) for videos in batches)  # the first view
     scored = features.read_each(asked, model.schedule)
     logits = torch.cat([model.from_features([each.to(device) for each in maps]).cpu() for maps in scored])
     video1, video5 = (accuracy_percent(logits, features.targets, top=top) for top in (1, 5))
-    said, targets, census = logits.argmax(-1), features.targets, pair.census(split)
+    said, targets, census = logits.argmax(-1), features.targets, load_videos(pair.profile, split, runs=pair.runs).census
     classes = targets.unique().tolist()
     return Measured(
         video1=video1,
@@ -163,9 +165,3 @@ def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
         correct="".join(str(int(mark)) for mark in said == targets),
         census=census,
     )
-
-
-def _all_clips(features: Features, batch_videos: int) -> Iterator[Request]:
-    """Ask for all clips of the first view of all videos."""
-    for videos in torch.arange(len(features.targets)).split(batch_videos):
-        yield videos, torch.zeros_like(videos), torch.arange(features.num_clips).expand(len(videos), -1)

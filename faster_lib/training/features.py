@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from faster_lib.data.datasets import Census, VideoClips, load_ahead, num_clips_covering, run_all
+from faster_lib.data.datasets import VideoClips, num_clips_covering
 from faster_lib.data.index import clips_key_facts, load_videos, videos_key
 from faster_lib.data.transforms import RECIPE_TRANSFORM
 from faster_lib.data.video import DECODER
@@ -23,6 +23,7 @@ from faster_lib.store import Entry, hold
 from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
+from faster_lib.workers import load_ahead, run_all
 
 RECIPE_FEATURES = 4  # raised whenever the same networks and videos would give other feature maps
 
@@ -82,10 +83,6 @@ class FeaturePair:
             is_stored = self.profile.loading.features == "stored"
             self._opened[key] = StoredFeatures(extract_features(*what)) if is_stored else LiveFeatures(*what)
         return self._opened[key]
-
-    def census(self, split: str) -> Census:
-        """Count a split's videos: expected by its lists, used, missing, corrupt."""
-        return load_videos(self.profile, split, runs=self.runs).census
 
     @cached_property
     def scales(self) -> tuple[float, float]:
@@ -175,15 +172,11 @@ def _compute_each(
 ) -> Iterator[list[torch.Tensor]]:
     """Compute the feature maps of one video after the other, by one thread; beside a GPU others decode ahead."""
     keep_freed_memory()
-    workers = profile.loading.workers if next(networks[0].parameters()).is_cuda else 0
+    workers = profile.loading.workers if next(networks[0].parameters()).is_cuda else min(1, profile.loading.workers)
     for item in load_ahead(clips.__getitem__, videos, workers):
         with limited_threads(1):
             maps = compute_features(networks, item.clips, profile.engine.mixed_precision)
         yield maps
-
-
-def _square_sum(features: torch.Tensor) -> torch.Tensor:
-    return features.double().square().sum().cpu()
 
 
 def _scale_of(square_sums: torch.Tensor, numbers: int) -> float:
@@ -201,7 +194,7 @@ def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, vid
         kept = [[each.cpu() for each in of_video] for of_video in maps]
         targets = torch.tensor([clips.videos.videos[video].target for video in videos])
         for (_, folder), features in zip(wanted, zip(*kept, strict=True), strict=True):
-            sums = torch.stack([_square_sum(each) for each in features])
+            sums = torch.stack([each.double().square().sum() for each in features])
             write_shard(folder, videos, {"features": torch.stack(features), "targets": targets, "square_sums": sums})
 
 
@@ -274,7 +267,7 @@ class LiveFeatures:
     def _find_scales(self) -> dict[str, list[float]]:
         sums = []
         for maps in self._compute(range(len(self.clips)), "EC"):
-            sums.append(torch.stack([_square_sum(each) for each in maps]))
+            sums.append(torch.stack([each.double().square().sum().cpu() for each in maps]))
         numbers = [each.numel() for each in maps]
         return {"scales": [_scale_of(*each) for each in zip(torch.stack(sums).unbind(1), numbers, strict=True)]}
 

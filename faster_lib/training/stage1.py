@@ -1,7 +1,6 @@
 """Stage 1: a clip network learns on random clips."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from faster_lib.data.datasets import Batch, RandomClips, VideoList, count_cores, draw_epochs, load_ahead
+from faster_lib.data.datasets import Batch, RandomClips, VideoList, draw_epochs
 from faster_lib.data.index import clips_key_facts, folder_of, load_videos, videos_key
 from faster_lib.data.video import VideoError
 from faster_lib.inference import keep_freed_memory
@@ -27,6 +26,7 @@ from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.store import BEGUN, Entry, write_whole
 from faster_lib.training.loop import Task, find_checkpoints, remove_checkpoints, run_training, training_facts
 from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
+from faster_lib.workers import count_cores, load_ahead
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,6 @@ class TrainedBackbone:
     def seconds(self) -> float:
         """How long the training took; after an interruption, since it went on."""
         return self.entry.record["measures"]["training_seconds"]
-
-    @property
-    def weights_sha256(self) -> str:
-        """Hash of the file of weights."""
-        return hashlib.sha256(self.entry.read()).hexdigest()
 
 
 def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path = RUNS) -> TrainedBackbone:
