@@ -24,9 +24,9 @@ TINY, KINETICS = load_profile("tiny"), load_profile("tiny_kinetics")
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
 PAIR = ("r2plus1d_50", "r2d_26")
 NETWORKS = [(TINY, name, L) for L in (8, 16, 32) for name in PAIR] + [(TINY, "r3d_50", 32)]
-FINISHED = [(load_profile("study_networks"), name, 8) for name in PAIR]  # so far
+FINISHED = [(load_profile("study_networks"), name, L) for L in (8, 16, 32) for name in PAIR]
 OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
-TRIED = [*NETWORKS, *FINISHED, (KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]  # of the others one a profile
+TRIED = [*NETWORKS, *FINISHED[:3], (KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]  # of the others one a profile
 
 
 def entry_name(profile: Profile, network: str, clip_frames: int) -> str:
@@ -40,7 +40,7 @@ def test_exactly_the_networks_of_four_profiles_are_shipped_whole_and_small():
     files = {path.stem: path.read_bytes() for path in WEIGHTS.glob("*.safetensors")}
     assert set(files) == set(manifest)
     sizes = {name: len(content) for name, content in files.items()}
-    assert sum(sizes.values()) <= 16e6 and sum(sizes[entry_name(*network)] for network in OTHERS) <= 4e6
+    assert sum(sizes.values()) <= 30e6 and sum(sizes[entry_name(*network)] for network in OTHERS) <= 4e6
     for name, content in files.items():
         assert hashlib.sha256(content).hexdigest() == manifest[name]["sha256"]
         assert all(torch.isfinite(value).all() for value in load(content).values())
