@@ -376,6 +376,17 @@ def test_without_lists_the_hash_of_a_path_puts_each_video_in_one_split(tmp_path)
     assert parts["val"] <= {row.path for row in listed("folders", again, "val")[0]}, "a new video moves no other"
 
 
+def test_clips_of_one_recording_stay_together_and_a_small_folder_has_all_splits_for_each_class(tmp_path):
+    names = [f"run/v_run_g{group:02d}_{clip}.avi" for group in range(60) for clip in ("c01", "C02", "clip3")]
+    root = write(tmp_path / "grouped", dict.fromkeys(names, "x"))
+    split_of = {row.path: split for split in ("train", "val", "test") for row in listed("folders", root, split)[0]}
+    groups = [{split_of[name] for name in names[first : first + 3]} for first in range(0, len(names), 3)]
+    assert len(split_of) == 180 and all(len(group) == 1 for group in groups)
+    few = write(tmp_path / "few", {f"{label}/v_{label}_g01_c{i}.avi": "x" for label in ("a", "b") for i in range(5)})
+    for split, count in (("train", 3), ("val", 1), ("test", 1)):
+        assert [row.label for row in listed("folders", few, split)[0]] == ["a"] * count + ["b"] * count
+
+
 def test_folders_of_a_split_each_are_read_too(tmp_path):
     root = write(
         tmp_path, {"train/run/a.mp4": "x", "test/run/b.mp4": "x", "test/walk/c.avi": "x", "test/walk/d.txt": ""}

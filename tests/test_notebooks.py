@@ -124,6 +124,10 @@ def test_the_other_notebooks_run_one_after_the_other_and_leave_what_they_show(sm
         ("08_transfer", {"folds": [4]}, "fold is 4"),
         ("08_transfer", {"epochs": [0]}, r"epochs is \[0\]"),
         ("09_what_it_costs", {"utilisation": 1.5}, "utilisation 1.5"),
+        ("11_your_videos", {"videos": "no_such_folder"}, "videos is 'no_such_folder', but .* is no folder"),
+        ("11_your_videos", {"videos": "tests"}, "videos is 'tests'; it must hold two folders or more"),
+        ("11_your_videos", {"minutes": 0}, "minutes is 0"),
+        ("11_your_videos", {"L": 12}, "L is 12"),
     ],
 )
 def test_a_bad_parameter_stops_right_after_the_parameters_with_its_value(notebook, parameters, quoted):

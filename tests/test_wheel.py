@@ -30,7 +30,7 @@ print(load("{model}").predict("{clip}").label)
 
 def test_a_wheel_brings_what_the_kit_needs_and_writes_where_one_works(tmp_path):
     source, wheel, work = (tmp_path / name for name in ("source", "wheel", "work"))
-    for name in ("faster_lib", "params"):
+    for name in ("faster_lib", "params", "workflow"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)

@@ -30,6 +30,7 @@ _VIDEO = ".3g2 .3gp .asf .avi .flv .m1v .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mp
 _OTHER = ".bmp .csv .gz .jpeg .jpg .json .list .md .mp3 .npy .npz .part .pkl .png .py .tar .txt .wav .webp .xml .zip"
 VIDEO_SUFFIXES, OTHER_SUFFIXES = set(_VIDEO.split()), set(_OTHER.split())  # files of any other ending are tried
 _SPLITS = ("train", "val", "test")
+_CLIP = re.compile(rb"[_-](c|clip|part)\d+(?=\.\w+$)", re.IGNORECASE)  # which part of one recording a file is
 _KINETICS_COLUMNS = ["label", "youtube_id", "time_start", "time_end", "split"]
 _SPLIT_NAMES = {"validate": "val", "validation": "val"}  # as the older release of Kinetics writes it
 
@@ -266,7 +267,9 @@ def read_path_label(root: Path, lists: Path) -> Listed:
 def read_folders(root: Path, lists: Path) -> Listed:
     """Read one folder per class; a split is what `<split>.txt` lists, or the folder `<split>` of such folders.
 
-    Where the set has neither, each video's path decides by its hash: 8 in 10 are for training, 1 for val, 1 for test.
+    Where the set has neither, each video's path decides by its hash: 8 in 10 are for training, 1 for val, 1 for test;
+    where that leaves a split empty, one in five of each class is for val and for test.
+    Names such as x_g01_c02.avi, or x_clip2.mp4, tell which videos were cut from one recording: these stay together.
     """
     listed, labels = [], set()
     for split in _SPLITS:
@@ -287,14 +290,24 @@ def read_folders(root: Path, lists: Path) -> Listed:
 
 def _of_folders(folder: Path, split: str = "") -> list[Line]:
     """List the videos of folders that are named by class; without a split, the hash of each path chooses one."""
-    listed = []
+    listed, hashes = [], {}
     for path in video_files(folder):
         name = path.relative_to(folder)
-        tenth = int(hashlib.sha256(os.fsencode(name)).hexdigest()[:8], 16) % 10
-        listed.append(
-            Line(path, _plain(name.parts[0]), split or {8: "val", 9: "test"}.get(tenth, "train"), 1, str(path))
-        )
-    return listed
+        group = _CLIP.sub(b"", os.fsencode(name))  # clips of one recording stay together, where names tell
+        tenth = int(hashlib.sha256(group).hexdigest()[:8], 16) % 10
+        hashes[path] = hashlib.sha256(os.fsencode(name)).hexdigest()
+        chosen = split or {8: "val", 9: "test"}.get(tenth, "train")
+        listed.append(Line(path, _plain(name.parts[0]), chosen, 1, str(path)))
+    if split or {line.split for line in listed} == {*_SPLITS}:
+        return listed
+    log.warning("%s has too few videos for that: of each class one in five is for val and for test", folder)
+    dealt = []
+    for label in sorted({line.label for line in listed}):
+        lines = sorted((line for line in listed if line.label == label), key=lambda line: hashes[line.path])
+        fifth = len(lines) // 5 or len(lines) >= len(_SPLITS)
+        words = ["val"] * fifth + ["test"] * fifth
+        dealt += [line._replace(split=word) for line, word in itertools.zip_longest(lines, words, fillvalue="train")]
+    return sorted(dealt, key=lambda line: line.path)
 
 
 def _subfolders(folder: Path) -> set[str]:

@@ -1,0 +1,1 @@
+"""Commands beside the library: index videos, train, renew what is shipped, list results and claims."""
