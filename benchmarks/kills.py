@@ -297,8 +297,8 @@ def _contents(runs: Path) -> dict[str, Any]:
         if path.name == "record.json":
             record = json.loads(content)
             content = [record["depends"], _without_times(record["measures"])]
-        elif path.name == "index.scan.csv":  # in the order in which files were read
-            content = sorted(line[:1] + line[2:] for line in csv.reader(content.decode().splitlines()))
+        elif path.name == "index.scan.csv":  # in the order in which files were read; a time, and a checksum over it
+            content = sorted(line[:1] + line[2:-1] for line in csv.reader(content.decode().splitlines()))
         found[str(path.relative_to(runs))] = content
     return found
 

@@ -33,8 +33,7 @@ def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -
     if workers == 0:
         yield from map(load, given)
         return
-    loading, is_over = deque(), threading.Event()
-    pool = ThreadPool(workers, _use_one_core)
+    loading, is_over, pool = deque(), threading.Event(), ThreadPool(workers, _use_one_core)
 
     def begin(each: Any) -> tuple[Any, AsyncResult]:
         return each, pool.apply_async(lambda: is_over.is_set() or load(each))

@@ -106,11 +106,11 @@ class _Decord:
 
 
 class PyAVDecoder:
-    """Frames by PyAV: on from the last one read, or from a key frame found by its time, or from the first one again."""
+    """Frames by PyAV: those just read, or on from the last one, or from a key frame by its time, or the first frame."""
 
     def __init__(self, path: Path, length: int = 0, is_exact: bool = False):
         self.path, self.length, self.times, self.key_frames = path, length, {}, []
-        self.packets, self.undecodable, self.end, self.sizes = 0, 0, 0, {}
+        self.packets, self.undecodable, self.end, self.sizes, self._last = 0, 0, 0, {}, {}
         if is_exact:
             about = path.stat()
             self.length, self.times, self.key_frames = _number_packets(path, about.st_size, about.st_mtime_ns)
@@ -125,8 +125,8 @@ class PyAVDecoder:
 
     def read(self, indices: list[int]) -> torch.Tensor:
         """Give the frames of these numbers, repeats allowed: (len(indices), H, W, 3) uint8, RGB."""
-        found = {i: self._find(i) for i in sorted(set(indices))}
-        return torch.from_numpy(np.stack([found[i] for i in indices]))
+        self._last = {i: self._last[i] if i in self._last else self._find(i) for i in sorted(set(indices))}
+        return torch.from_numpy(np.stack([self._last[i] for i in indices]))
 
     def read_each(self) -> Iterator[tuple[int | None, np.ndarray]]:
         """Give the time of each frame, and the frame: (H, W, 3) uint8, RGB."""

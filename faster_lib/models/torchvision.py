@@ -11,7 +11,7 @@ from faster_lib.models.clips import ClipNetwork, as_input, check_clips
 PREFIX = "torchvision/"
 # By how much a network reduces (time, space). Source: torchvision's code, tested against the maps themselves.
 TORCHVISION = {"r2plus1d_18": (8, 16), "r3d_18": (8, 16), "mc3_18": (1, 16), "s3d": (8, 32)}
-# Why torchvision's other video classifiers cannot serve, by the beginning of their names.
+# Why its other video classifiers cannot serve, by the beginning of their names.
 _REFUSED = {
     "mvit_": "it classifies a token beside the feature map, takes 16 frames alone, and needs another normalisation",
     "swin3d_": "its weights need another normalisation than the other networks'",
