@@ -25,6 +25,7 @@ FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
 PAIR = ("r2plus1d_50", "r2d_26")
 NETWORKS = [(TINY, name, L) for L in (8, 16, 32) for name in PAIR] + [(TINY, "r3d_50", 32)]
 FINISHED = [(load_profile("study_networks"), name, L) for L in (8, 16, 32) for name in PAIR]
+FINISHED += [(load_profile("study_networks"), "r3d_50", 8)]
 OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
 TRIED = [*NETWORKS, *FINISHED[:3], (KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]  # of the others one a profile
 
