@@ -290,24 +290,30 @@ def read_folders(root: Path, lists: Path) -> Listed:
 
 def _of_folders(folder: Path, split: str = "") -> list[Line]:
     """List the videos of folders that are named by class; without a split, the hash of each path chooses one."""
-    listed, hashes = [], {}
+    listed = []
     for path in video_files(folder):
         name = path.relative_to(folder)
         group = _CLIP.sub(b"", os.fsencode(name))  # clips of one recording stay together, where names tell
         tenth = int(hashlib.sha256(group).hexdigest()[:8], 16) % 10
-        hashes[path] = hashlib.sha256(os.fsencode(name)).hexdigest()
         chosen = split or {8: "val", 9: "test"}.get(tenth, "train")
         listed.append(Line(path, _plain(name.parts[0]), chosen, 1, str(path)))
     if split or {line.split for line in listed} == {*_SPLITS}:
         return listed
     log.warning("%s has too few videos for that: of each class one in five is for val and for test", folder)
-    dealt = []
+    return sorted(_deal(listed, folder), key=lambda line: line.path)
+
+
+def _deal(listed: Sequence[Line], folder: Path) -> Iterator[Line]:
+    """Put one in five of each class in val and in test, at least one each of three, in the order of their hashes."""
+
+    def digest(line: Line) -> str:
+        return hashlib.sha256(os.fsencode(line.path.relative_to(folder))).hexdigest()
+
     for label in sorted({line.label for line in listed}):
-        lines = sorted((line for line in listed if line.label == label), key=lambda line: hashes[line.path])
-        fifth = len(lines) // 5 or len(lines) >= len(_SPLITS)
+        lines = sorted((line for line in listed if line.label == label), key=digest)
+        fifth = max(len(lines) // 5, 1) if len(lines) >= len(_SPLITS) else 0
         words = ["val"] * fifth + ["test"] * fifth
-        dealt += [line._replace(split=word) for line, word in itertools.zip_longest(lines, words, fillvalue="train")]
-    return sorted(dealt, key=lambda line: line.path)
+        yield from (line._replace(split=word) for line, word in itertools.zip_longest(lines, words, fillvalue="train"))
 
 
 def _subfolders(folder: Path) -> set[str]:

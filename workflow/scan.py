@@ -141,10 +141,11 @@ def choose_decoder(path: Path, *, seen: Callable[[], Any] = lambda: None, with_d
     Calls `seen` after each frame or few. decord need not be tried, which ends or hangs the process at some files.
     Raises: VideoError as `probe_video`.
     """
-    times, sums, sizes = [], [], set()
+    times, sums, sizes = [], [], {}
 
     def note(decoder: PyAVDecoder, moment: int | None, frame: np.ndarray) -> None:
-        sizes.update(decoder.sizes)
+        nonlocal sizes
+        sizes = decoder.sizes  # which it adds to, frame by frame
         times.append(moment)
         sums.append(zlib.crc32(frame))
         seen()
