@@ -83,35 +83,56 @@ class Entry:
         return (self.path / "weights.safetensors").read_bytes()
 
     def complete(self, make: Callable[[], dict[str, Any]], while_waiting: Callable[[], Any] = lambda: None) -> None:
-        """Have the result made by `make`, which gives its measures, unless it is there and whole.
+        """Have the result made by `make`, which gives its measures, unless it is there and whole: see `making`."""
+        with self.making(while_waiting) as made:
+            if made is not None:
+                made["measures"] = make()
+
+    @contextmanager
+    def making(self, while_waiting: Callable[[], Any] = lambda: None) -> Iterator[dict[str, Any] | None]:
+        """Hold the result while it is made, for a `with` block that notes its `measures`; give None if it is there.
 
         The entry is locked meanwhile: a second process that wants the same one waits, and finds it made. The record
-        counts the starts and adds up their seconds; of a process that was killed, up to the last file that it left.
+        counts the starts and adds up their seconds, unless the block notes its own; of a process that was killed, up to
+        the last file that it left. Without measures there is no record; an `error` is kept in `begun.json`.
 
         Raises: ValueError if a result is damaged and cannot be mended out of its parts.
         """
-        if self.is_complete:
-            try:
-                return self.check()
-            except ValueError as error:
-                if self.kind not in MENDED:
-                    raise
-                log.warning("%s; it is mended", error)
-                (self.path / "record.json").unlink(missing_ok=True)
+        if self._is_whole():
+            yield None
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with hold(self.path.with_name(self.path.name + ".lock"), self._maker, while_waiting):
             if self.is_complete:
+                yield None
                 return
             remove_partials(self.path)
             begun, start = self._begin(), time.perf_counter()
-            measures = make()
-            begun["seconds"] = round(begun["seconds"] + time.perf_counter() - start, 1)
-            files = [path for path in map(self.path.joinpath, HASHED) if path.is_file()]
-            hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-            record = {**begun, "measures": measures, **host(), **circumstances(), "sha256": hashes, "check": None}
-            record["check"] = hash_of(record)
-            write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
-            (self.path / BEGUN).unlink()
+            yield (made := {})
+            if "measures" in made:
+                self._record({**begun, "seconds": round(begun["seconds"] + time.perf_counter() - start, 1), **made})
+            elif made:
+                write_whole(self.path / BEGUN, json.dumps(begun | made, indent=1).encode())
+
+    def _is_whole(self) -> bool:
+        if not self.is_complete:
+            return False
+        try:
+            self.check()
+        except ValueError as error:
+            if self.kind not in MENDED:
+                raise
+            log.warning("%s; it is mended", error)
+            (self.path / "record.json").unlink(missing_ok=True)
+        return self.is_complete
+
+    def _record(self, made: dict[str, Any]) -> None:
+        files = [path for path in map(self.path.joinpath, HASHED) if path.is_file()]
+        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        record = {**made, **host(), **circumstances(), "sha256": hashes, "check": None}
+        record["check"] = hash_of(record)
+        write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
+        (self.path / BEGUN).unlink()
 
     def _begin(self) -> dict[str, Any]:
         path, begun = self.path / BEGUN, {"started": now(), "starts": 0, "seconds": 0.0}

@@ -85,7 +85,8 @@ def test_a_store_gives_the_maps_that_its_networks_compute_whatever_is_asked_for(
     assert (found.num_views, found.num_clips, len(found.targets)) == (2, 8, 20)
     clips = features._clips(SMOKE, made.expensive, "train", 8)
     videos, views, chosen = torch.tensor([17, 3, 17]), torch.tensor([1, 0, 0]), torch.tensor([[7, 0], [2, 3], [4, 4]])
-    (maps,) = found.read_each([(videos, views, chosen)], Schedule("CE"))
+    ((maps, others),) = found.read_each([(videos, views, chosen)], [Schedule("CE"), Schedule("EE")])
+    assert others[1] is maps[1]  # read once
     for t, network in enumerate((made.cheap.network, made.expensive.network)):
         for row in range(3):
             seen = normalise(clips[int(videos[row])][0][views[row], chosen[row, t]])
@@ -136,7 +137,7 @@ def test_a_store_is_verified_once_and_goes_along_verified_to_other_processes(pai
     assert len(other.open("test").targets) == 16
     sent = pickle.loads(pickle.dumps(other))
     monkeypatch.setattr(features, "extract_features", None)  # looks for damage
-    (maps,) = sent.open("test").read_each(all_clips(sent.open("test")), Schedule("E" * 8))
+    ((maps,),) = sent.open("test").read_each(all_clips(sent.open("test")), [Schedule("E" * 8)])
     assert [each.shape for each in maps] == [(16, 128, 1, 2, 2)] * 8
 
 
@@ -180,13 +181,12 @@ def test_without_a_store_features_scales_and_results_are_the_same_bit_for_bit(ma
     live = pair_in(tmp_path, LIVE)
     stored, computed = made.open("train"), live.open("train")
     some = [(torch.tensor([5, 19]), torch.tensor([1, 0]), torch.tensor([[0, 3, 6], [1, 2, 7]]))]
-    none = [(torch.tensor([], dtype=torch.long),) * 2 + (torch.empty(0, 3, dtype=torch.long),)]
-    assert [maps for maps in computed.read_each(none, Schedule("ECC"))] == [[]]
     state = torch.get_rng_state()
-    for wanted in (all_clips(stored, 1) + some, some):
-        read = (each.read_each(wanted, Schedule("ECCE" * 2)) for each in (stored, computed))
+    for wanted, words in ((all_clips(stored, 1), ("ECCE" * 2, "C" * 8)), (some, ("ECC",))):
+        read = (each.read_each(wanted, [Schedule(word) for word in words]) for each in (stored, computed))
         for mine, theirs in zip(*read, strict=True):
-            assert all(torch.equal(*maps) for maps in zip(mine, theirs, strict=True))
+            for schedules in zip(mine, theirs, strict=True):
+                assert all(torch.equal(*maps) for maps in zip(*schedules, strict=True))
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
     assert live.scales == made.scales and min(live.scales) > 0
     cells = [("fast_gru", Schedule("ECCE")), ("avg_pool", Schedule.ratio(8, 1))]
@@ -201,7 +201,7 @@ def test_without_a_store_features_scales_and_results_are_the_same_bit_for_bit(ma
 def test_the_scales_bring_the_training_features_to_a_mean_square_of_one(made):
     wanted = all_clips(made.open("train"), 0) + all_clips(made.open("train"), 1)
     for letter, scale in zip("EC", made.scales, strict=True):
-        maps = [torch.stack(each) for each in made.open("train").read_each(wanted, Schedule(letter * 8))]
+        maps = [torch.stack(each) for (each,) in made.open("train").read_each(wanted, [Schedule(letter * 8)])]
         assert (scale * torch.cat(maps).double()).square().mean().item() == pytest.approx(1, rel=1e-6)
 
 
@@ -270,7 +270,7 @@ def peak_mb(shards):
     features = StoredFeatures([entry, entry])
     videos = torch.randperm(2 * shards).split(8)
     wanted = ((v, 0 * v, torch.arange(4).expand(len(v), -1)) for v in videos)
-    for _ in features.read_each(wanted, Schedule("ECCE")):
+    for _ in features.read_each(wanted, [Schedule("ECCE")]):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

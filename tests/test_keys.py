@@ -17,8 +17,8 @@ WORK = {  # what makes or reads a result, where it is called
     safetensors.torch: ("load", "load_file", "save", "save_file"),
     stage1: ("load", "load_videos", "build_backbone", "run_training", "load_ahead"),
     features: ("load_videos", "load_ahead", "extract_features", "compute_features"),
-    stage2: ("build_aggregator", "run_training"),
-    evaluation: ("load", "build_faster", "train_aggregator", "evaluate"),
+    stage2: ("build_aggregator", "run_trainings"),
+    evaluation: ("load", "build_faster", "train_heads", "evaluate"),
     index: ("write_planned", "read_index"),
     scan: ("scan", "choose_decoder"),
 }

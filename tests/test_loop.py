@@ -19,7 +19,7 @@ from faster_lib.data.datasets import draw_epochs
 from faster_lib.data.index import load_videos
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
-from faster_lib.training import loop, ranks
+from faster_lib.training import checkpoints, loop, ranks
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
@@ -207,7 +207,7 @@ def test_a_stopped_training_goes_on_from_its_last_state_to_the_same_weights(tmp_
     assert signal.getsignal(signal.SIGTERM) is handler
     if stop == "sigterm":
         assert caught.value.code == 143
-    state = torch.load(tmp_path / "cut" / "networks" / "small-0" / loop.CHECKPOINT, weights_only=True)
+    state = torch.load(tmp_path / "cut" / "networks" / "small-0" / checkpoints.CHECKPOINT, weights_only=True)
     kept = state["progress"]["iteration"]
     assert kept == (3 if stop == "error" else 6)  # by SIGTERM: the step at hand and the next, which sees the signal
     torch.manual_seed(99)  # another process would be elsewhere
@@ -242,7 +242,9 @@ def test_a_training_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged
     undisturbed, _ = fit_small(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fit_small(tmp_path / "cut", before=stop_at(8))
-    newer, older = (tmp_path / "cut" / "networks" / "small-0" / name for name in (loop.CHECKPOINT, loop.BEFORE))
+    newer, older = (
+        tmp_path / "cut" / "networks" / "small-0" / name for name in (checkpoints.CHECKPOINT, checkpoints.BEFORE)
+    )
     states = [torch.load(path, weights_only=True)["progress"]["iteration"] for path in (newer, older)]
     assert states == [6, 3]
     newer.write_bytes(DAMAGES[damage](newer.read_bytes()))
@@ -273,8 +275,10 @@ def test_what_is_not_finite_is_not_kept(tmp_path):
         fit_small(tmp_path / "gradient", spoil=spoil(2, huge))
     with pytest.raises(FloatingPointError, match="a weight, or the optimiser's memory of one, is not finite; lower"):
         fit_small(tmp_path / "weight", spoil=spoil(5, nan_in_memory))
-    state = loop.read_checkpoint(tmp_path / "weight" / "networks" / "small-0")
-    assert state["progress"]["iteration"] == 3 and loop.read_checkpoint(tmp_path / "gradient" / "networks") is None
+    state = checkpoints.read_checkpoint(tmp_path / "weight" / "networks" / "small-0")
+    assert (
+        state["progress"]["iteration"] == 3 and checkpoints.read_checkpoint(tmp_path / "gradient" / "networks") is None
+    )
 
 
 def curves_of(folder) -> list[dict[str, float]]:

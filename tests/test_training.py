@@ -20,7 +20,7 @@ from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import Pretraining, load_profile
-from faster_lib.training import evaluation, features, loop, ranks, stage1, stage2
+from faster_lib.training import checkpoints, evaluation, features, loop, ranks, shards, stage1, stage2
 from workflow.index import index_videos
 
 SMOKE = load_profile("smoke")
@@ -41,8 +41,8 @@ def whole(features):
 
     def read(letter):
         requests = ((videos, torch.full_like(videos, view), clips) for view in range(features.num_views))
-        maps = features.read_each(requests, Schedule(letter * features.num_clips))
-        return torch.stack([torch.stack(view, 1) for view in maps], 1)
+        maps = features.read_each(requests, [Schedule(letter * features.num_clips)])
+        return torch.stack([torch.stack(view, 1) for (view,) in maps], 1)
 
     return SimpleNamespace(expensive=read("E"), cheap=read("C"), targets=features.targets)
 
@@ -93,7 +93,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(pair, tmp_path, monkey
         stage1.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     entry = stage1.name_backbone(SMOKE, "r2d_26", 8, runs=tmp_path).entry
     assert not entry.is_complete
-    assert torch.load(entry.path / loop.CHECKPOINT, weights_only=True)["progress"]["iteration"] == 4
+    assert torch.load(entry.path / checkpoints.CHECKPOINT, weights_only=True)["progress"]["iteration"] == 4
     resumed = stage1.train_backbone(SMOKE, "r2d_26", 8, runs=tmp_path)
     assert steps == 5 + 2  # iterations 5 and 6 alone
     assert resumed.entry.read() == pair.cheap.entry.read()
@@ -236,18 +236,62 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     maps = whole(unlike.open("test"))
     assert maps.expensive.shape == (4, 1, 4, 512, 1, 2, 2) and maps.cheap.shape == (4, 1, 4, 2048, 1, 2, 2)
     model = evaluation.load_faster(unlike, *cells[0], seed=0, split="test")
-    assert evaluation.evaluate(model, unlike, "test").correct == measured[cells[0]][0].correct
+    assert evaluation.evaluate([model], unlike, "test")[0].correct == measured[cells[0]][0].correct
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
     fresh = ranks.seeded(0, stage2.build_faster, unlike, *cells[0])
     assert not torch.equal(model.projection.weight, fresh.projection.weight)  # so stage 2 trains it
 
 
+def test_heads_trained_in_one_pass_are_those_trained_alone_and_read_each_clip_once(pair, tmp_path, monkeypatch):
+    words = [("fast_gru", "ECECECEC", 0), ("gru", "ECCCECCC", 0), ("fast_gru", "ECECECEC", 1), ("mean", "ECC", 0)]
+    heads = [stage2.Head(name, Schedule(word), seed, tmp_path / f"{n}-0") for n, (name, word, seed) in enumerate(words)]
+    read, clips = shards.ShardReader.read, []
+    monkeypatch.setattr(shards.ShardReader, "read", lambda *what: clips.append(what[3].shape[1]) or read(*what))
+    together = stage2.train_heads(pair, heads)
+    assert sum(clips) == 6 * ((4 + 6) + (4 + 4) + (1 + 2))  # 6 steps; seed 0's eight clips are read for two schedules
+    clips.clear()
+    alone = [stage2.train_heads(pair, [head])[0] for head in heads]
+    assert sum(clips) == 6 * (8 + 8 + 8 + 3)
+    for one, other in zip(together, alone, strict=True):
+        assert one.loss == other.loss
+        for (name, weight), same in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+            assert torch.equal(weight, same), name
+
+
+def test_a_head_that_is_not_finite_is_named_and_leaves_the_others_and_a_stopped_pass_goes_on(pair, monkeypatch):
+    schedule, descend = Schedule("ECCCCCCC"), loop._Training._descend
+    runs = [((name, schedule), 0) for name in ("concat", "fast_gru", "lstm")]
+    entries = [evaluation.aggregator_entry(pair, *cell, seed, "test") for cell, seed in runs]
+
+    def disturb(training, *what):
+        if training.task.folder.name.startswith("fast_gru"):
+            raise training._not_finite("the loss is nan")
+        if training.task.folder.name.startswith("lstm") and training.progress["iteration"] == 4:
+            raise KeyboardInterrupt
+        return descend(training, *what)
+
+    settings = pair.profile.aggregator_training.model_copy(update={"checkpoint_iterations": 3})
+    often = pair.profile.model_copy(update={"aggregator_training": settings})
+    often = features.FeaturePair(often, pair.expensive, pair.cheap, runs=pair.runs)
+    monkeypatch.setattr(loop._Training, "_descend", disturb)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation._complete(often, runs, "test")
+    kept = [checkpoints.read_checkpoint(entry.path) for entry in entries]
+    assert [state and state["progress"]["iteration"] for state in kept] == [3, None, 3]
+    with pytest.raises(FloatingPointError, match=r"^fast_gru-L8-1E7C-seed0: the loss is nan; lower learning_rate"):
+        evaluation._complete(often, [run for run in runs if run[0][0] != "lstm"], "test")
+    assert [entry.is_complete for entry in entries] == [True, False, False]
+    assert json.loads((entries[1].path / store.BEGUN).read_text())["error"].startswith("the loss is nan")
+    monkeypatch.setattr(loop._Training, "_descend", descend)
+    evaluation._complete(often, runs, "test")
+    assert all(entry.is_complete for entry in entries)
+
+
 def test_training_features_come_at_unit_size_and_the_networks_stay_frozen(pair, tmp_path):
     weights = copy.deepcopy(pair.expensive.network.state_dict())
-    model, _ = stage2.train_aggregator(
-        pair, "fast_gru", Schedule.ratio(8, 1), seed=0, folder=tmp_path / "aggregators" / "gru"
-    )
+    head = stage2.Head("fast_gru", Schedule.ratio(8, 1), 0, tmp_path / "aggregators" / "gru")
+    model = stage2.train_heads(pair, [head])[0].model
     scaled = whole(pair.open("train")).cheap * model.feature_scales[1]
     assert scaled.square().mean().item() == pytest.approx(1, rel=1e-3)
     for name, weight in pair.expensive.network.state_dict().items():
@@ -310,7 +354,7 @@ def test_a_measured_model_is_found_again_and_scores_as_it_did(pair):
     cell = ("fast_gru", Schedule.ratio(8, 3))
     measured = evaluation.measure_all(pair, [cell], seeds=[0], split="test")[cell][0]
     model = evaluation.load_faster(pair, *cell, seed=0, split="test")
-    assert evaluation.evaluate(model, pair, "test").correct == measured.correct
+    assert evaluation.evaluate([model], pair, "test")[0].correct == measured.correct
     entry = evaluation.aggregator_entry(pair, *cell, 0, "test")
     weights = load_file(entry.path / "weights.safetensors")
     assert any(weight.abs().sum() for weight in weights.values())
@@ -474,19 +518,10 @@ def test_a_batch_holds_as_many_frames_at_every_clip_length_but_never_more_clips_
         stage1.count_batch_videos(many, 16)
 
 
-def test_macro_f1_counts_every_class_that_is_there_alike_whatever_its_share(monkeypatch):
-    said = torch.tensor([0, 0, 1, 1])
-    logits = torch.nn.functional.one_hot(said, 3).float()
-
-    def read_each(requests, schedule):
-        yield from ([logits[videos]] for videos, *_ in requests)
-
-    features = SimpleNamespace(read_each=read_each, targets=torch.tensor([0, 0, 0, 1]), num_clips=1)
+def test_macro_f1_counts_every_class_that_is_there_alike_whatever_its_share():
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 3).float()
     census = Census(expected=5, used=4, missing=1, corrupt=0)
-    monkeypatch.setattr(evaluation, "load_videos", lambda profile, split, runs: SimpleNamespace(census=census))
-    pair = SimpleNamespace(profile=SMOKE, open=lambda split, num_clips: features, runs=None)
-    model = SimpleNamespace(schedule=Schedule("E"), from_features=lambda maps: maps[0])
-    found = evaluation.evaluate(model, pair, "test")
+    found = evaluation._measure(logits, torch.tensor([0, 0, 0, 1]), census)
     assert found.video1 == 75 and found.correct == "1101" and found.commonest == 75
     assert found.video1_of_expected == 60 and found.census == census
     # Class 0: precision 1, recall 2/3; class 1: 1/2 and 1; no video is of class 2, so it does not count.

@@ -1,33 +1,36 @@
 """Accuracy of whole videos: averaging and trained aggregators on the same features, kept as results of the store."""
 
-import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
+from faster_lib.data.datasets import Census
 from faster_lib.data.index import load_videos
 from faster_lib.flops import video_gmacs
 from faster_lib.model_file import About, save_model
 from faster_lib.models.faster import Faster, Schedule
+from faster_lib.profiles import Profile
 from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
-from faster_lib.training.features import FeaturePair
-from faster_lib.training.loop import remove_checkpoints
+from faster_lib.training.checkpoints import remove_checkpoints
+from faster_lib.training.features import FeaturePair, Features
 from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
 from faster_lib.training.results import (
     PRETRAINING_SPLIT,
     Cell,
     Measured,
+    Run,
     aggregator_entry,
     learns,
     read_measured,
     shipped_results,
 )
-from faster_lib.training.stage2 import FROZEN, build_faster, train_aggregator
+from faster_lib.training.stage2 import Head, Trained, build_faster, is_learned, train_heads
 from faster_lib.workers import run_all
 
 
@@ -47,15 +50,15 @@ def measure_all(
 
     So are those that come with the kit, whose keys fit, unless all are wanted `anew`.
     A schedule may have fewer clips than the profile's frames allow. Averaging learns nothing, so it is measured once,
-    whatever the seeds. What is missing is made side by side, in one process of one thread for each of the profile's
-    workers, or in each of several ranks, so that a result depends on no such number. Where the profile has a
-    pre-training, the same cells are trained there first, and each goes on from its own.
+    whatever the seeds. What is missing is made in one pass over the features, or in some side by side: a process of one
+    thread for each of the profile's workers, or each of several ranks, so that a result depends on no such number.
+    Where the profile has a pre-training, the same cells are trained there first, and each goes on from its own.
     """
     cells, ranks = list(dict.fromkeys(cells)), find_ranks()
     wanted = [(cell, seed) for cell in cells for seed in (seeds if learns(cell) else [0])]
     entries = {(cell, seed): aggregator_entry(pair, *cell, seed, split) for cell, seed in wanted}
     shipped = {} if anew else shipped_results()
-    missing = [run for run, e in entries.items() if not e.is_complete and e.path.name not in shipped]
+    missing: list[Run] = [run for run, e in entries.items() if not e.is_complete and e.path.name not in shipped]
     if pair.pretrained is not None and (before := [run for run in missing if learns(run[0])]):
         cells_before, seeds_before = (list(dict.fromkeys(each)) for each in zip(*before, strict=True))
         measure_all(pair.pretrained, cells_before, seeds=seeds_before, split=PRETRAINING_SPLIT, anew=True)
@@ -63,10 +66,11 @@ def measure_all(
         pair.scales  # noqa: B018  computed here once, and sent along with all features
     for num_clips in sorted({len(schedule) for (_, schedule), _ in missing}):
         pair.open(split, num_clips)
-    jobs = in_turns([(pair, *cell, seed, split) for cell, seed in missing])
-    workers = pair.profile.loading.workers if ranks.num_processes == 1 else 1
+    workers = pair.profile.loading.workers if ranks.num_processes == 1 and ranks.device.type == "cpu" else 1
+    passes = max(workers, 1) * ranks.num_processes
+    jobs = in_turns([(pair, part, split) for turn in range(passes) if (part := missing[turn::passes])])
     title, bar = f"stage 2, L={pair.clip_frames}", {"leave": False, **shown(ranks.is_main_process)}
-    run_all(_complete, jobs, workers=workers, title=title, unit="run", **bar)
+    run_all(_complete, jobs, workers=workers, title=title, unit="pass", **bar)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
     for (cell, _), entry in entries.items():
         results[cell].append(read_measured(entry) if entry.is_complete else shipped[entry.path.name])
@@ -87,7 +91,7 @@ def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: in
         command += f" --aggregator {aggregator} --seed {seed} --split {split} --ratio X"
         raise FileNotFoundError(f"{entry.path} is not trained; train it by measure_all(..., anew=True), or: {command}")
     missing, unexpected = model.load_state_dict(load(entry.read()), strict=False)
-    if unexpected or any(name.split(".")[0] not in FROZEN for name in missing):
+    if unexpected or any(is_learned(name) for name in missing):
         raise RuntimeError(f"{entry.path} does not fit the model: missing {missing}, unexpected {unexpected}")
     return model.eval()
 
@@ -119,43 +123,77 @@ def save_faster(
     save_model(model, about, path)
 
 
-def _complete(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> None:
-    entry = aggregator_entry(pair, aggregator, schedule, seed, split)
+def _complete(pair: FeaturePair, runs: Sequence[Run], split: str) -> None:
+    """Train and measure cells in one pass over the features, but those that another process has made meanwhile.
 
-    def make() -> dict[str, Any]:
-        if not learns((aggregator, schedule)):
-            return asdict(evaluate(build_faster(pair, aggregator, schedule).eval(), pair, split))
-        start = None
-        if pair.pretrained is not None:
-            before = aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT)
-            kept = load(before.read())
-            start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
-        model, loss = train_aggregator(pair, aggregator, schedule, seed, folder=entry.path, start=start)
-        learned = {k: v.contiguous() for k, v in model.state_dict().items() if k.split(".")[0] not in FROZEN}
-        write_whole(entry.path / "weights.safetensors", save(learned))
-        return {**asdict(evaluate(model, pair, split)), "train_loss": loss}
+    Raises: FloatingPointError, once all others are recorded, if some were not finite.
+    """
+    entries = {run: aggregator_entry(pair, *run[0], run[1], split) for run in runs}
+    with limited_threads(1), ExitStack() as held:
+        making = {}
+        for run in sorted(runs, key=lambda run: entries[run].path):  # lest two processes wait for each other
+            if (made := held.enter_context(entries[run].making())) is not None:
+                making[run] = made
+        models = {run: Trained(build_faster(pair, *run[0]).eval()) for run in making if not learns(run[0])}
+        heads = {run: _head(pair, run, entries[run].path) for run in making if learns(run[0])}
+        for run, ended in zip(heads, train_heads(pair, list(heads.values())), strict=True):
+            if isinstance(ended, Trained):
+                models[run] = ended
+                learned = {k: v.contiguous() for k, v in ended.model.state_dict().items() if is_learned(k)}
+                write_whole(entries[run].path / "weights.safetensors", save(learned))
+            else:
+                making[run]["error"] = str(ended)
+        scored = evaluate([trained.model for trained in models.values()], pair, split)
+        for (run, trained), measured in zip(models.items(), scored, strict=True):
+            making[run] |= {"measures": asdict(replace(measured, train_loss=trained.loss)), "seconds": trained.seconds}
+    for run in making:
+        remove_checkpoints(entries[run].path)  # only now: a record may not come to be written
+    if errors := [f"{entries[run].label}: {made['error']}" for run, made in making.items() if "error" in made]:
+        raise FloatingPointError("; ".join(errors))
 
-    with limited_threads(1):
-        entry.complete(make)
-    remove_checkpoints(entry.path)  # only now: a record may not come to be written
+
+def _head(pair: FeaturePair, run: Run, folder: Path) -> Head:
+    (aggregator, schedule), seed = run
+    if pair.pretrained is None:
+        return Head(aggregator, schedule, seed, folder)
+    kept = load(aggregator_entry(pair.pretrained, aggregator, schedule, seed, PRETRAINING_SPLIT).read())
+    start = {k.removeprefix("aggregator."): v for k, v in kept.items() if k.startswith("aggregator.")}
+    return Head(aggregator, schedule, seed, folder, start)
 
 
-@torch.inference_mode()
-def evaluate(model: Faster, pair: FeaturePair, split: str) -> Measured:
-    """Score every video of a split from its features."""
+@torch.no_grad()
+def evaluate(models: Sequence[Faster], pair: FeaturePair, split: str) -> list[Measured]:
+    """Score every video of a split by each model, from features that are read once for all of one number of clips."""
+    logits = {}
+    for num_clips in sorted({len(model.schedule) for model in models}):
+        alike = [model for model in models if len(model.schedule) == num_clips]
+        logits |= zip(map(id, alike), _score(alike, pair.open(split, num_clips), pair.profile), strict=True)
+    census = load_videos(pair.profile, split, runs=pair.runs).census
+    return [_measure(logits[id(model)], pair.open(split, len(model.schedule)).targets, census) for model in models]
+
+
+def _score(models: Sequence[Faster], features: Features, profile: Profile) -> list[torch.Tensor]:
+    """Give each model's logits (videos, num_classes) for clips of one number."""
+    parts = nn.ModuleList(part for model in models for name, part in model.named_children() if is_learned(name))
+    parts.extend(network.classifier for model in models for network in (model.expensive, model.cheap))
+    parts.to(find_ranks().device)
+    schedules = sorted({model.schedule for model in models})
+    clips, batches = torch.arange(features.num_clips), torch.arange(len(features.targets))
+    batches = batches.split(profile.aggregator_training.batch_videos)
+    asked = ((videos, torch.zeros_like(videos), clips.expand(len(videos), -1)) for videos in batches)  # the first view
+    logits = [[] for _ in models]
+    for maps in features.read_each(asked, schedules):
+        for model, found in zip(models, logits, strict=True):
+            found.append(model.from_features(maps[schedules.index(model.schedule)]).cpu())
+    parts.cpu()
+    return [torch.cat(found) for found in logits]
+
+
+def _measure(logits: torch.Tensor, targets: torch.Tensor, census: Census) -> Measured:
     from sklearn.metrics import f1_score  # here, since it takes a second and stored results need it no more
 
-    features, device = pair.open(split, len(model.schedule)), find_ranks().device
-    if device.type != "cpu":
-        model = copy.deepcopy(model).to(device)  # the networks in it are others' too
-    clips, batches = torch.arange(features.num_clips), torch.arange(len(features.targets))
-    batches = batches.split(pair.profile.aggregator_training.batch_videos)
-    asked = ((videos, torch.zeros_like(videos), clips.expand(len(videos), -1)) for videos in batches)  # the first view
-    scored = features.read_each(asked, model.schedule)
-    logits = torch.cat([model.from_features([each.to(device) for each in maps]).cpu() for maps in scored])
-    video1, video5 = (accuracy_percent(logits, features.targets, top=top) for top in (1, 5))
-    said, targets, census = logits.argmax(-1), features.targets, load_videos(pair.profile, split, runs=pair.runs).census
-    classes = targets.unique().tolist()
+    video1, video5 = (accuracy_percent(logits, targets, top=top) for top in (1, 5))
+    said, classes = logits.argmax(-1), targets.unique().tolist()
     return Measured(
         video1=video1,
         video5=video5,

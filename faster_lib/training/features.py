@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from faster_lib.data.datasets import VideoClips, num_clips_covering
 from faster_lib.data.index import clips_key_facts, load_videos, videos_key
@@ -198,10 +199,15 @@ def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, vid
             write_shard(folder, videos, {"features": torch.stack(features), "targets": targets, "square_sums": sums})
 
 
+def _places(letter: str, schedules: Sequence[Schedule]) -> list[int]:
+    """List the clips that a network sees in one schedule or another."""
+    return sorted({t for schedule in schedules for t, own in enumerate(schedule) if own == letter})
+
+
 class StoredFeatures:
     """The feature maps of a split's videos by the expensive and the cheap network, in shards that have been verified.
 
-    Shape: a request for n clips of B videos -> n maps (B, C, l, h, w) float32, the first clip's first
+    Shape: a request for n clips of B videos -> of each schedule n maps (B, C, l, h, w) float32, on this rank's device
     """
 
     def __init__(self, entries: Sequence[Entry]):
@@ -209,15 +215,16 @@ class StoredFeatures:
         self.targets = self.stores["E"].targets
         self.num_views, self.num_clips = self.stores["E"].shape[:2]
 
-    def read_each(self, requests: Iterable[Request], schedule: Schedule) -> Iterator[list[torch.Tensor]]:
-        """Read some clips' maps of some videos for each request, each by the network that sees the clip."""
+    def read_each(self, requests: Iterable[Request], schedules: Sequence[Schedule]) -> Iterator[list[list[Tensor]]]:
+        """Read some clips' maps of some videos for each request, once for all schedules: of each, what it sees."""
+        seen, device = {letter: _places(letter, schedules) for letter in self.stores}, find_ranks().device
         for videos, views, clips in requests:
-            seen, found = schedule[: clips.shape[1]], {}
-            for letter in set(seen):
-                places = [t for t, own in enumerate(seen) if own == letter]
-                maps = self.stores[letter].read(videos, views, clips[:, places])
-                found |= zip(places, maps.unbind(1), strict=True)
-            yield [found[t] for t in range(len(seen))]
+            found = {}
+            for letter, places in seen.items():
+                if places:
+                    maps = self.stores[letter].read(videos, views, clips[:, places]).to(device).float()
+                    found |= zip(((letter, t) for t in places), maps.unbind(1), strict=True)
+            yield [[found[own, t] for t, own in enumerate(schedule)] for schedule in schedules]
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -231,7 +238,7 @@ class LiveFeatures:
     They are those that a store would hold, to the bit on a CPU. For that all clips of all views of a video are computed
     together, as for a store, whichever are asked for: a batch of another size has other last digits.
 
-    Shape: as `StoredFeatures`; no maps for a request of no videos
+    Shape: as `StoredFeatures`
     """
 
     def __init__(self, profile: Profile, backbones: Sequence[TrainedBackbone], split: str, num_clips: int):
@@ -243,17 +250,19 @@ class LiveFeatures:
         depends = {"scales": [entry.key for entry in entries]}
         self.entry = Entry(profile.name, "features", f"scales-{entries[0].label}", depends, entries[0].runs)
 
-    def read_each(self, requests: Iterable[Request], schedule: Schedule) -> Iterator[list[torch.Tensor]]:
+    def read_each(self, requests: Iterable[Request], schedules: Sequence[Schedule]) -> Iterator[list[list[Tensor]]]:
         """Compute what `StoredFeatures.read_each` reads."""
-        letters = [letter for letter in "EC" if letter in schedule]
+        seen = {letter: places for letter in self.networks if (places := _places(letter, schedules))}
         requests, ahead = itertools.tee(requests)
-        computed = self._compute((video for videos, *_ in ahead for video in videos.tolist()), letters)
+        computed = self._compute((video for videos, *_ in ahead for video in videos.tolist()), list(seen))
         for videos, views, clips in requests:
-            rows = []
+            found = defaultdict(list)
             for maps, view, chosen in zip(itertools.islice(computed, len(videos)), views, clips, strict=True):
-                by = dict(zip(letters, maps, strict=True))
-                rows.append([by[own][view, clip] for own, clip in zip(schedule, chosen, strict=False)])
-            yield [torch.stack(maps).float() for maps in zip(*rows, strict=True)]
+                for (letter, places), of_video in zip(seen.items(), maps, strict=True):
+                    for t in places:
+                        found[letter, t].append(of_video[view, chosen[t]])
+            stacked = {key: torch.stack(maps).float() for key, maps in found.items()}
+            yield [[stacked[own, t] for t, own in enumerate(schedule)] for schedule in schedules]
 
     def _compute(self, videos: Iterable[int], letters: Sequence[str]) -> Iterator[list[torch.Tensor]]:
         return _compute_each([self.networks[letter] for letter in letters], self.clips, videos, self.profile)

@@ -1,7 +1,5 @@
 """One training loop for both stages, on one CPU, one GPU or many processes."""
 
-import hashlib
-import io
 import logging
 import math
 import os
@@ -22,16 +20,13 @@ from tqdm import tqdm
 
 from faster_lib.profile_sections import Engine, Optimisation
 from faster_lib.provenance import peak_mib
-from faster_lib.store import write_whole
+from faster_lib.training.checkpoints import read_checkpoint, write_checkpoint
 from faster_lib.training.ranks import find_ranks, shown, synchronise_batch_norm
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"  # in the folder of what is being trained
-BEFORE = "checkpoint.before.pt"  # the one before
-CURVES = "curves.csv"  # there too
+CURVES = "curves.csv"  # in the folder of what is being trained
 FIRST_LOSSES = 5  # kept with a network, so that a second training can be compared with the first after a few steps
-POINTS = 1000  # of the curves, about
 
 
 def training_facts(settings: Optimisation, engine: Engine) -> dict[str, Any]:
@@ -93,13 +88,47 @@ def run_training(network: nn.Module, task: Task) -> dict[str, Any]:
     Raises: FloatingPointError if the loss, its gradient or a weight is not finite; ValueError if a batch is too small
         to share out, or no checkpoint is whole; SystemExit after SIGTERM.
     """
-    training = _Training(network, task)
-    with training.stopped_by_sigterm(), torch.random.fork_rng(devices=training.gpus):
-        torch.manual_seed(int(np.random.SeedSequence([task.seed, training.rank]).generate_state(1)[0]))
-        training.go_on()
-        training.run()
-        training.check_finite()
-    return {**training.progress, "training_seconds": round(training.progress["training_seconds"], 1)}
+    (ended,) = run_trainings([(network, task)])
+    if isinstance(ended, FloatingPointError):
+        raise ended
+    return ended
+
+
+def run_trainings(trainings: Sequence[tuple[nn.Module, Task]]) -> list[dict[str, Any] | FloatingPointError]:
+    """Train networks in place, all of them a step before any goes on, so that they can share what a step reads.
+
+    Each has its own optimiser and random numbers: its weights do not depend on which others are trained beside it.
+
+    Returns: of each what `run_training` gives, or its FloatingPointError, which leaves the others as they are.
+    Raises: as `run_training` else.
+    """
+    with _noting_sigterm() as came:
+        states = [_Training(network, task) for network, task in trainings]
+        while going := [state for state in states if state.ended is None]:
+            step = min(state.progress["iteration"] for state in going)
+            for state in going:
+                if state.progress["iteration"] == step:
+                    state.advance(came.is_set())
+            if any(state.stop for state in going):
+                for state in going:
+                    if not isinstance(state.ended, FloatingPointError):
+                        state.save()
+                    log.warning("%s: SIGTERM; stopped after step %d", state.task.folder.name, step + 1)
+                raise SystemExit(128 + signal.SIGTERM)
+    return [state.ended for state in states]
+
+
+@contextmanager
+def _noting_sigterm() -> Iterator[threading.Event]:
+    """Note SIGTERM, as a scheduler sends it before it takes a machine away; trainings then end after the next step."""
+    is_main = threading.current_thread() is threading.main_thread()  # which alone may set a handler
+    came = threading.Event()
+    before = is_main and signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Training:
@@ -116,48 +145,74 @@ class _Training:
             raise ValueError(whole + each)
         self.network = self.wrapped = network.to(self.device).train()
         self.learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimiser, self.schedule = build_optimiser(
-            self.learned, task.settings, task.steps, batch_samples=task.batch_samples
-        )
+        built = build_optimiser(self.learned, task.settings, task.steps, batch_samples=task.batch_samples)
+        self.optimiser, self.schedule = built
         self.progress: dict[str, Any] = {"iteration": 0, "loss": None, "first_losses": [], "last_losses": []}
         self.progress |= {"training_seconds": 0.0, "skipped": {}}
         if self.ranks > 1:
             self.network = synchronise_batch_norm(self.network)
             self.wrapped = nn.parallel.DistributedDataParallel(self.network, self.gpus or None, broadcast_buffers=False)
         self.waited, self.samples, self.drawn = 0.0, 0, time.perf_counter()  # for data, since the curves' last point
-        self.is_told_to_stop = self.stop = False  # this rank alone, and all of them
+        self.stop = False  # all ranks, since one was told to
+        self.ended: dict[str, Any] | FloatingPointError | None = None
+        with torch.random.fork_rng(devices=self.gpus):
+            torch.manual_seed(int(np.random.SeedSequence([task.seed, self.rank]).generate_state(1)[0]))
+            self.random = self._random_state()
+        self._begin(read_checkpoint(task.folder))
 
-    def run(self) -> None:
-        task, progress, accumulation = self.task, self.progress, self.task.engine.accumulation
-        settings: Optimisation = task.settings
-        mine = [self.rank + self.ranks * part for part in range(accumulation)]
-        batches = iter(task.batches(progress["iteration"], mine, self.ranks * accumulation))
-        start = time.perf_counter() - progress["training_seconds"]
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        """Take back the state of an interrupted training, if there is one."""
+        task = self.task
+        for part in ("network", "optimiser", "schedule") if state else ():
+            getattr(self, part).load_state_dict(state[part])
+        if state:
+            self.progress |= state["progress"]
+            self.random = dict(enumerate(state["random"])).get(self.rank, self.random)
+        with suppress(OSError):
+            if self.rank == 0:
+                os.truncate(task.folder / CURVES, state["curves_bytes"] if state else 0)  # the rest comes again
+        mine, first = range(self.rank, self.ranks * task.engine.accumulation, self.ranks), self.progress["iteration"]
+        self.batches = iter(task.batches(first, mine, self.ranks * task.engine.accumulation))
         form = {"unit": "batch", **shown(task.is_shared and self.rank == 0)}
         title = f"train {task.folder.name.rpartition('-')[0]}"
-        with tqdm(initial=progress["iteration"], total=task.steps, desc=title, **form) as bar:
-            while progress["iteration"] < task.steps:
-                found = self._step(batches)
-                progress["training_seconds"] = time.perf_counter() - start
-                self._draw(found)
-                bar.update()
-                bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
-                if self.stop or progress["iteration"] % settings.checkpoint_iterations == 0:
-                    self._save()
-                if self.stop:
-                    log.warning("%s: SIGTERM; stopped after step %d", task.folder.name, progress["iteration"])
-                    raise SystemExit(128 + signal.SIGTERM)
+        self.bar = tqdm(initial=first, total=task.steps, desc=title, **form)
+        self._end_after_the_last()
 
-    def _step(self, batches: Iterator[Any]) -> dict[str, float]:
+    def advance(self, is_told_to_stop: bool) -> None:
+        """Take one step, keep the state now and then, and end after the last step, or if something is not finite."""
+        start, progress = time.perf_counter(), self.progress
+        try:
+            with torch.random.fork_rng(devices=self.gpus):
+                self._random_state(self.random)
+                found = self._step(is_told_to_stop)
+                self.random = self._random_state()
+            progress["training_seconds"] += time.perf_counter() - start
+            self._draw(found)
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
+            if progress["iteration"] % self.task.settings.checkpoint_iterations == 0:
+                self.save()
+            self._end_after_the_last()
+        except FloatingPointError as error:
+            self.ended = error
+        if self.ended is not None:
+            self.bar.close()
+
+    def _end_after_the_last(self) -> None:
+        if self.progress["iteration"] >= self.task.steps:
+            self.check_finite()
+            self.ended = {**self.progress, "training_seconds": round(self.progress["training_seconds"], 1)}
+
+    def _step(self, is_told_to_stop: bool) -> dict[str, float]:
         """Take one step; every rank takes the same decisions from the same counts."""
         start = time.perf_counter()
-        parts = [next(batches) for _ in range(self.task.engine.accumulation)]
+        parts = [next(self.batches) for _ in range(self.task.engine.accumulation)]
         self.waited += time.perf_counter() - start
         skipped = [what for part in parts for what in getattr(part, "skipped", [])]
-        counts = self._gather([len(part.targets) for part in parts] + [len(skipped), int(self.is_told_to_stop)])
+        counts = self._gather([len(part.targets) for part in parts] + [len(skipped), int(is_told_to_stop)])
         samples, self.stop = counts[:, :-2].sum(0), bool(counts[:, -1].any())
         if counts[:, -2].any():
-            self.task.check(self._gather_objects(skipped), self.progress["skipped"])
+            self.task.check(gather_object(skipped) if self.ranks > 1 else skipped, self.progress["skipped"])
         total, found = int(samples.sum()), {}
         if usable := [part for part, size in zip(parts, samples, strict=True) if size]:
             loss, correct = self._descend(usable, total)
@@ -171,7 +226,6 @@ class _Training:
     def _descend(self, parts: Sequence[Any], total: int) -> tuple[float, float]:
         """Do one optimiser step on the parts of a batch; give its mean loss and the number of right samples."""
         self.optimiser.zero_grad(set_to_none=True)
-        settings: Optimisation = self.task.settings
         is_bf16 = self.task.engine.mixed_precision == "bf16"
         share, correct = 0.0, 0.0
         for number, part in enumerate(parts):
@@ -186,7 +240,7 @@ class _Training:
             share += losses.item() * weight
             correct += (logits.argmax(-1) == targets).float().mean().item() * len(part.targets) if len(targets) else 0
         loss, correct = self._gather([share, correct], torch.float64).sum(0).tolist()
-        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip_gradient_norm or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(self.learned, self.task.settings.clip_gradient_norm or math.inf).item()
         for what, value in {"loss": loss, "norm of the gradient": norm}.items():
             if not math.isfinite(value):
                 raise self._not_finite(f"the {what} is {value}")
@@ -204,21 +258,6 @@ class _Training:
         own = torch.tensor([numbers], dtype=dtype)
         return own if self.ranks == 1 else gather(own.to(self.device)).cpu()
 
-    def _gather_objects(self, values: list) -> list:
-        return values if self.ranks == 1 else gather_object(values)
-
-    def go_on(self) -> None:
-        """Take back the state of an interrupted training; no code in its file is run."""
-        if (state := read_checkpoint(self.task.folder)) is not None:
-            for part in ("network", "optimiser", "schedule"):
-                getattr(self, part).load_state_dict(state[part])
-            self.progress |= state["progress"]
-            if self.rank < len(state["random"]):
-                self._random_state(state["random"][self.rank])
-        with suppress(OSError):
-            if self.rank == 0:
-                os.truncate(self.task.folder / CURVES, state["curves_bytes"] if state else 0)  # the rest comes again
-
     def _random_state(self, known: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
         """Give, and first set, the state of every generator that a step may draw from; the data have their own."""
         generators = [torch, *([torch.cuda] if self.gpus else [])]
@@ -234,36 +273,22 @@ class _Training:
     def _not_finite(self, what: str) -> FloatingPointError:
         return FloatingPointError(f"{what}; lower learning_rate, which is {self.task.settings.learning_rate}")
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Keep everything that the next step depends on; the state before stays, should this one be damaged later."""
         self.check_finite()
-        random, folder = self._gather_objects([self._random_state()]), self.task.folder
+        random, folder = gather_object([self.random]) if self.ranks > 1 else [self.random], self.task.folder
         if self.rank == 0:
             state = {part: getattr(self, part).state_dict() for part in ("network", "optimiser", "schedule")}
             curves = (folder / CURVES).stat().st_size if (folder / CURVES).is_file() else 0
             state |= {"progress": self.progress, "random": random, "curves_bytes": curves}
-            torch.save(state, content := io.BytesIO())
-            if (folder / CHECKPOINT).is_file():
-                os.replace(folder / CHECKPOINT, folder / BEFORE)
-            write_whole(folder / CHECKPOINT, content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+            write_checkpoint(folder, state)
             log.info("%s: step %d of %d kept", folder.name, self.progress["iteration"], self.task.steps)
         self._gather([0])  # all wait for the file
 
-    @contextmanager
-    def stopped_by_sigterm(self) -> Iterator[None]:
-        """Let SIGTERM, as a scheduler sends it before it takes a machine away, end the training after the next step."""
-        is_main = threading.current_thread() is threading.main_thread()  # which alone may set a handler
-        before = is_main and signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_told_to_stop", True))
-        try:
-            yield
-        finally:
-            if is_main:
-                signal.signal(signal.SIGTERM, before)
-
     def _draw(self, found: dict[str, float]) -> None:
-        """Add a point to the curves now and then; an error of their file does not end the training."""
+        """Add one of about 1000 points to the curves; an error of their file does not end the training."""
         step, seconds = self.progress["iteration"], time.perf_counter() - self.drawn
-        if self.rank or (step % -(-self.task.steps // POINTS) and step != self.task.steps):
+        if self.rank or (step % -(-self.task.steps // 1000) and step != self.task.steps):
             return
         point = {"step": step, "loss": math.nan, "accuracy": math.nan, **found}
         point |= {"learning rate": self.schedule.get_last_lr()[0], "samples per second": self.samples / seconds}
@@ -274,27 +299,3 @@ class _Training:
                 file.write(("" if file.tell() else ",".join(point) + "\n") + ",".join(map(str, point.values())) + "\n")
         except OSError as error:
             log.warning("a point of the curves is lost: %s", error)
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """List what an interrupted training can go on from, the newest first."""
-    return [path for path in (folder / CHECKPOINT, folder / BEFORE) if path.is_file()]
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Read the newest state of a training that is whole; each ends with its sha256; ValueError if all are damaged."""
-    for number, path in enumerate(found := find_checkpoints(folder)):
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-32]).digest() == content[-32:]:
-            if number:
-                log.warning("%s is damaged; the training goes on from %s", found[0], path)
-                found[0].unlink(missing_ok=True)  # lest it becomes the older one
-            return torch.load(io.BytesIO(content), "cpu", weights_only=True)
-    if found:
-        raise ValueError(f"{found[0]} and any before it are damaged; to train from the beginning, remove {folder}")
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove what an interrupted training would have gone on from."""
-    for path in find_checkpoints(folder):
-        path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from faster_lib.training.loop import training_facts
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
 Cell = tuple[str, Schedule]  # an aggregator's name and which network sees which clip
+Run = tuple[Cell, int]  # and the seed of its training
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measured:
     correct: str  # for each video, in order, 1 where it is right and 0 elsewhere
     census: Census  # how many videos were expected, used, missing and corrupt
     train_loss: float | None = None  # mean over the last epoch; None where nothing is learned
-    seconds: float = 0.0  # of all starts together
+    seconds: float = 0.0  # of its own training, all starts together
     made: str = ""  # by which commit, on what and when, of a result that comes with the kit
 
 

@@ -104,7 +104,7 @@ class ShardReader:
         self.targets, self.square_sums = (torch.cat(parts) for parts in zip(*kept, strict=True))
 
     def read(self, videos: torch.Tensor, views: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """Read n clips of B videos: (B,), (B,), (B, n) -> (B, n, C, l, h, w), half precision turned to single."""
+        """Read n clips of B videos: (B,), (B,), (B, n) -> (B, n, C, l, h, w) in half precision."""
         found = torch.empty(*clips.shape, *self.shape[2:], dtype=torch.float16)
         numbers = torch.bucketize(videos, self.stops, right=True)
         for number in numbers.unique().tolist():
@@ -113,7 +113,7 @@ class ShardReader:
             with safe_open(shard.path, "pt") as file:
                 maps = file.get_tensor("features")  # mapped: only what is taken from it is read
                 found[rows] = maps[places[0][:, None], places[1][:, None], clips[rows]]
-        return found.float()
+        return found
 
 
 def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:

@@ -24,7 +24,8 @@ from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profiles import BackboneTraining, Profile, load_profile
 from faster_lib.store import BEGUN, Entry, write_whole
-from faster_lib.training.loop import Task, find_checkpoints, remove_checkpoints, run_training, training_facts
+from faster_lib.training.checkpoints import find_checkpoints, remove_checkpoints
+from faster_lib.training.loop import Task, run_training, training_facts
 from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 from faster_lib.workers import count_cores, load_ahead
 

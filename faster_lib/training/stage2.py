@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,9 @@ from faster_lib.data.datasets import generator_for
 from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
-from faster_lib.profiles import AggregatorTraining
-from faster_lib.training.features import FeaturePair, Features, Request
-from faster_lib.training.loop import Task, run_training
+from faster_lib.training.features import FeaturePair, Request
+from faster_lib.training.loop import Task, run_trainings
 from faster_lib.training.ranks import find_ranks, seeded
-
-FROZEN = ("expensive", "cheap")  # parts of a Faster that stage 2 leaves as they are
 
 
 def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
@@ -37,51 +35,79 @@ def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
     return model
 
 
-def train_aggregator(
-    pair: FeaturePair,
-    name: str,
-    schedule: Schedule,
-    seed: int,
-    *,
-    folder: Path,
-    start: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[Faster, float]:
-    """Train an aggregator and its classifier (stage 2) on the features of the frozen networks, in this process alone.
+class Head(NamedTuple):
+    """An aggregator with its classifier, and how it is trained."""
 
-    Args:
-        start: weights of an aggregator that was trained before, on the features of another profile.
-        folder: where the checkpoint lies, from which an interrupted training goes on.
-    Returns: the model in eval mode, its aggregator in the fast form, and the mean training loss of the last epoch.
+    name: str
+    schedule: Schedule
+    seed: int
+    folder: Path  # where its checkpoint lies, from which an interrupted training goes on
+    start: Mapping[str, torch.Tensor] | None = None  # weights of an aggregator trained on another profile's features
+
+
+class Trained(NamedTuple):
+    """A model in eval mode, the mean training loss of its last epoch, and the seconds of its own training."""
+
+    model: Faster
+    loss: float | None = None
+    seconds: float = 0.0
+
+
+def is_learned(name: str) -> bool:
+    """Whether a part or a value of a Faster, by its name, is of stage 2 and not of a frozen network."""
+    return name.split(".")[0] not in ("expensive", "cheap")
+
+
+def train_heads(pair: FeaturePair, heads: Sequence[Head]) -> list[Trained | FloatingPointError]:
+    """Train aggregators and their classifiers (stage 2) in this process, in one pass over the networks' features.
+
+    Heads of the same seed and number of clips see the same clips, which are read once a step for all of them.
+
+    Returns: of each the trained model, its aggregator in the fast form, or what was not finite, which leaves the others
+        as they are.
     Source: FASTER, "Setups for learning to aggregate".
     """
-    settings, train = pair.profile.aggregator_training, pair.open("train")
-    steps = math.ceil(len(train.targets) / settings.batch_videos)
-    model = seeded(seed, build_faster, pair, name, schedule)
-    if start is not None:
-        model.aggregator.load_state_dict(start)
+    alike = defaultdict(set)
+    for head in heads:
+        alike[head.seed, len(head.schedule)].add(head.schedule)
+    readers = {key: _Reader(pair, key[0], sorted(schedules)) for key, schedules in alike.items()}
+    begun = [_begin(pair, head, readers[head.seed, len(head.schedule)]) for head in heads]
+    trained = []
+    for (model, learned, task), end in zip(begun, run_trainings([each[1:] for each in begun]), strict=True):
+        learned.cpu()
+        if isinstance(end, dict):
+            end = Trained(model.eval(), sum(end["last_losses"]) / task.kept_losses, end["training_seconds"])
+        trained.append(end)
+    return trained
+
+
+def _begin(pair: FeaturePair, head: Head, reader: "_Reader") -> tuple[Faster, nn.ModuleDict, Task]:
+    """Build a head; give it with its frozen networks, those parts of it that learn, and their training."""
+    profile, settings = pair.profile, pair.profile.aggregator_training
+    model = seeded(head.seed, build_faster, pair, head.name, head.schedule)
+    if head.start is not None:
+        model.aggregator.load_state_dict(head.start)
     model.aggregator = fast_form(model.aggregator)
-    learned = nn.ModuleDict({name: part for name, part in model.named_children() if name not in FROZEN})
-    device = find_ranks().device
+    learned = nn.ModuleDict({name: part for name, part in model.named_children() if is_learned(name)})
 
     def read_batches(first: int, mine: Sequence[int], parts: int) -> Iterator[_Drawn]:
-        requests, ahead = itertools.tee(_draw_batches(train, settings, len(schedule), seed, first, mine, parts))
-        for (videos, *_), maps in zip(requests, train.read_each(ahead, schedule), strict=True):
-            yield _Drawn(maps, train.targets[videos])
+        for step in range(first, settings.epochs * reader.steps):
+            maps, targets = reader.read(step, head.schedule)
+            yield from (_Drawn([each[part::parts] for each in maps], targets[part::parts]) for part in mine)
 
     task = Task(
-        folder=folder,
+        folder=head.folder,
         settings=settings,
-        engine=pair.profile.engine,
-        steps=settings.epochs * steps,
-        batch_samples=min(settings.batch_videos, len(train.targets)),
-        seed=seed,
+        engine=profile.engine,
+        steps=settings.epochs * reader.steps,
+        batch_samples=min(settings.batch_videos, len(reader.features.targets)),
+        seed=head.seed,
         batches=read_batches,
-        compute=lambda _, drawn: (model.from_features([m.to(device) for m in drawn.maps]), drawn.targets.to(device)),
-        kept_losses=steps,
+        compute=lambda _, drawn: (model.from_features(drawn.maps), drawn.targets),
+        kept_losses=reader.steps,
         is_shared=False,
     )
-    losses = run_training(learned, task)["last_losses"]
-    return model.cpu().eval(), sum(losses) / len(losses)
+    return model, learned, task
 
 
 class _Drawn(NamedTuple):
@@ -91,25 +117,40 @@ class _Drawn(NamedTuple):
     targets: torch.Tensor
 
 
-def _draw_batches(
-    train: Features,
-    settings: AggregatorTraining,
-    num_clips: int,
-    seed: int,
-    first: int,
-    mine: Sequence[int],
-    parts: int,
-) -> Iterator[Request]:
-    """Draw the parts of each batch from a step on; an epoch sees one view of each video."""
-    videos, steps = len(train.targets), math.ceil(len(train.targets) / settings.batch_videos)
-    for epoch in range(first // steps, settings.epochs):
-        generator = generator_for(seed, epoch)
-        order = torch.randperm(videos, generator=generator)
-        for step, batch in enumerate(order.split(settings.batch_videos), start=epoch * steps):
-            clips = draw_clips(len(batch), train.num_clips, num_clips, generator)
-            views = (batch + epoch) % train.num_views
-            if step >= first:
-                yield from ((batch[part::parts], views[part::parts], clips[part::parts]) for part in mine)
+class _Reader:
+    """The training batches of one seed and number of clips, each read once for all schedules."""
+
+    def __init__(self, pair: FeaturePair, seed: int, schedules: Sequence[Schedule]):
+        self.features, self.settings = pair.open("train"), pair.profile.aggregator_training
+        self.seed, self.schedules = seed, schedules
+        self.steps = math.ceil(len(self.features.targets) / self.settings.batch_videos)  # an epoch
+        self.step, self.batches = -1, iter(())
+
+    def read(self, step: int, schedule: Schedule) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Give the maps that a schedule sees at a step, and the classes; quick for the last step and the next."""
+        if step != self.step:
+            if step != self.step + 1 or self.step < 0:
+                self.batches = self._read_from(step)
+            self.step, self.last = step, next(self.batches)
+        maps, targets = self.last
+        return maps[self.schedules.index(schedule)], targets
+
+    def _read_from(self, first: int) -> Iterator[tuple[list[list[torch.Tensor]], torch.Tensor]]:
+        requests, ahead = itertools.tee(self._draw_from(first))
+        targets, device = self.features.targets, find_ranks().device
+        for (videos, *_), maps in zip(requests, self.features.read_each(ahead, self.schedules), strict=True):
+            yield maps, targets[videos].to(device)
+
+    def _draw_from(self, first: int) -> Iterator[Request]:
+        """Draw each batch from a step on; an epoch sees one view of each video."""
+        features, num_clips = self.features, len(self.schedules[0])
+        for epoch in range(first // self.steps, self.settings.epochs):
+            generator = generator_for(self.seed, epoch)
+            order = torch.randperm(len(features.targets), generator=generator)
+            for step, batch in enumerate(order.split(self.settings.batch_videos), start=epoch * self.steps):
+                clips = draw_clips(len(batch), features.num_clips, num_clips, generator)
+                if step >= first:
+                    yield batch, (batch + epoch) % features.num_views, clips
 
 
 def draw_clips(num_videos: int, num_stored: int, num_clips: int, generator: torch.Generator) -> torch.Tensor:
