@@ -178,6 +178,7 @@ def test_a_model_that_is_not_what_is_said_of_it_is_not_saved(tmp_path):
 def test_three_lines_work_in_a_plain_script_in_an_empty_folder(saved, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(encode_h264(draw_frames(30), fps=25, crf=23, gop_frames=8))
     script = f'from faster_lib import load\nmodel = load("{saved}")\nprint(model.predict("clip.mp4").label)\n'
+    script += 'import sys\nassert not {"torchvision", "torch._dynamo"} & {*sys.modules}, "three seconds of imports"\n'
     done = subprocess.run([sys.executable, "-"], input=script, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ABOUT.classes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from faster_lib.profiles import Data
 
@@ -48,6 +48,6 @@ def cut_frames(frames: torch.Tensor, cut: Cut) -> torch.Tensor:
     """
     clip = frames.permute(0, 3, 1, 2)  # (T, 3, H, W)
     if list(clip.shape[-2:]) != cut.scaled_px:
-        clip = F.resize(clip, cut.scaled_px, antialias=True)
+        clip = interpolate(clip, cut.scaled_px, mode="bilinear", align_corners=False, antialias=True)
     clip = clip[..., cut.top : cut.top + cut.crop_px, cut.left : cut.left + cut.crop_px]
     return (clip.flip(-1) if cut.is_flipped else clip).movedim(1, -1)
