@@ -37,7 +37,7 @@ def sweep(runs, *config, options=()):
 def planned(said):
     """Read how many jobs of each kind a dry run announces."""
     lines = re.findall(r"^([a-z]\w*) +(\d+)$", said, re.MULTILINE)
-    counts = dict.fromkeys(("network", "features", "cell"), 0)
+    counts = dict.fromkeys(("network", "features", "pass"), 0)
     for name, count in dict(lines).items():
         if (kind := name.split("_")[0]) in counts:
             counts[kind] += int(count)
@@ -50,7 +50,7 @@ def records(runs):
 
 def test_the_default_plan_is_table_4_with_three_seeds(tmp_path):
     said = sweep(tmp_path / "runs", "profile=tiny", options=["--dry-run", "--quiet", "rules"])
-    assert planned(said) == {"network": 6, "features": 6, "cell": 15 * 4 + 3}  # averaging has one seed, and all cheap
+    assert planned(said) == {"network": 6, "features": 6, "pass": 6}  # of averaging and FAST-GRU, for each L
     assert not list((tmp_path / "runs").glob("tiny/*/*/*"))
 
 

@@ -1,6 +1,7 @@
-"""The command line of training: one clip network, the features of a split, or one aggregator."""
+"""The command line of training: one clip network, the features of a split, or some aggregators in one pass."""
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ GRACE_SECONDS = 20.0  # after SIGTERM or SIGINT: enough for a step and a checkpo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train one clip network, compute a split's features, or train one aggregator; results in runs/ are reused.
+    """Train one clip network, compute a split's features, or train aggregators; results in runs/ are reused.
 
     Under `accelerate launch` all processes do it together.
     """
@@ -82,11 +83,13 @@ def _run(given: argparse.Namespace) -> None:
     if given.stage == "features":
         pair.open(given.split)
         return
-    all_cheap = Schedule("C" * pair.num_clips)
-    cell = (given.aggregator, all_cheap if given.ratio == "C" else Schedule.ratio(pair.num_clips, int(given.ratio)))
-    (found,) = measure_all(pair, [cell], seeds=[given.seed], split=given.split, anew=True)[cell]
+    N = pair.num_clips
+    schedules = [Schedule("C" * N) if x == "C" else Schedule.ratio(N, int(x)) for x in given.ratio]
+    cells = list(itertools.product(given.aggregator, schedules))
+    measured = measure_all(pair, cells, seeds=given.seed, split=given.split, anew=True)
     if find_ranks().is_main_process:
-        log.info("%s, %s on %s: video@1 %.2f %%", *cell, given.split, found.video1)
+        for cell, found in measured.items():
+            log.info("%s, %s on %s: video@1 %s %%", *cell, given.split, ", ".join(f"{run.video1:.2f}" for run in found))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -100,14 +103,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     folder = "use this folder in place of runs/, and no shipped network but one to start from"
     parser.add_argument("--anew", type=Path, metavar="FOLDER", help=folder)
     parser.add_argument("--backbone", help="stage backbone: a name of build_backbone, such as r2d_26")
-    parser.add_argument("--aggregator", default="fast_gru", help="stage aggregator: a name of build_aggregator")
-    ratio = "stage aggregator: cheap clips per expensive one, or C where all are cheap"
-    parser.add_argument("--ratio", default="1", metavar="X", help=ratio)
-    parser.add_argument("--seed", type=int, default=0, help="stage aggregator: seed of the training")
+    some = {"nargs": "+", "metavar": "X"}
+    names = "stage aggregator: names of build_aggregator; all that are asked for train in one pass over the features"
+    parser.add_argument("--aggregator", default=["fast_gru"], help=names, **some)
+    ratios = "stage aggregator: cheap clips per expensive one, or C where all are cheap"
+    parser.add_argument("--ratio", default=["1"], help=ratios, **some)
+    parser.add_argument("--seed", type=int, default=[0], help="stage aggregator: seeds of the training", **some)
     parser.add_argument("--split", default="test", help="stages features and aggregator: whose videos are used")
     given = parser.parse_args(arguments)
-    if not (given.ratio == "C" or given.ratio.isdecimal()):
-        parser.error(f"--ratio is {given.ratio!r}; it must be a whole number, or C")
+    if bad := [ratio for ratio in given.ratio if not (ratio == "C" or ratio.isdecimal())]:
+        parser.error(f"--ratio is {bad[0]!r}; it must be a whole number, or C")
     if given.stage == "backbone" and given.backbone is None:
         parser.error("--stage backbone needs --backbone, such as r2d_26")
     return given
