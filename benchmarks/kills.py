@@ -66,6 +66,7 @@ DAMAGED = {  # what is damaged, by where it lies below runs/; the last three whi
     "record of videos": "*/videos/*/record.json",
     "shard": "*/features/*/shard_*",
     "index of generated videos": "*/videos/*/index.csv",
+    "generated video": "*/videos/*/*.mp4",
     "curves": "*/*/*/curves.csv",
     "begun.json": "*/networks/*/begun.json",
     "checkpoint": "*/networks/*/checkpoint.pt",

@@ -19,12 +19,12 @@ from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, wri
 from faster_lib.data.video import DECODERS, File
 from faster_lib.paths import DATA, RUNS
 from faster_lib.profiles import Profile
-from faster_lib.store import Entry, hash_of, write_whole
+from faster_lib.store import REMEDY, Entry, has_hash, hash_of, write_whole
 
 log = logging.getLogger(__name__)
 _warn_once = lru_cache(log.warning)
 
-INDEX = "index.csv"
+INDEX, CHECK = "index.csv", ".sha256"  # beside an index of real videos: its hash, as `sha256sum` writes it
 
 
 class Indexed(NamedTuple):
@@ -54,6 +54,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
         entry, plan = _plan_entry(profile, split, runs)
         entry.complete(lambda: _generate(plan, entry.path, profile))
         table, root = entry.path / INDEX, entry.path
+        _mend(plan, table, profile)
     rows = read_index(table)
     classes = dict(sorted((row.target, row.label) for row in rows))
     if len(classes) != profile.data.num_classes:
@@ -127,9 +128,11 @@ def write_index(table: Path, rows: Sequence[Indexed], labels: Sequence[str]) -> 
 
 
 def _existing_index(profile: Profile, runs: Path) -> Path:
-    table = runs / profile.name / INDEX
+    table, remedy = runs / profile.name / INDEX, f"by: make index PROFILE={profile.name}"
     if not table.is_file():
-        raise FileNotFoundError(f"there is no index {table}; make it by: make index PROFILE={profile.name}")
+        raise FileNotFoundError(f"there is no index {table}; make it {remedy}")
+    if (check := table.with_suffix(CHECK)).is_file() and not has_hash(table, check.read_text().partition(" ")[0]):
+        raise ValueError(f"{table} is damaged; make it again {remedy}")
     return table
 
 
@@ -142,7 +145,8 @@ def _plan_entry(profile: Profile, split: str, runs: Path) -> tuple[Entry, list[P
 
 def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[str, int]:
     scene, labels, rows = profile.scene, sorted(CLASSES), []
-    write_planned(plan, folder, scene, workers=profile.loading.workers)
+    missing = [video for video in plan if not (folder / video.name).is_file()]
+    write_planned(missing, folder, scene, workers=profile.loading.workers)
     for name, label, split, _ in plan:
         content = (folder / name).read_bytes()
         file = File(scene.frames, float(scene.fps), scene.size_px, scene.size_px, "h264", "decord", len(content))
@@ -150,6 +154,17 @@ def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[s
         rows.append(Indexed(name, label, labels.index(label), split, file))
     write_index(folder / INDEX, rows, labels)
     return {"videos": len(rows), "bytes": sum(row.file.bytes for row in rows)}
+
+
+def _mend(plan: Sequence[Planned], table: Path, profile: Profile) -> None:
+    """Make those generated videos again whose bytes are not those that the index has; they get the same bytes."""
+    hashes = {row.path: row.file.sha256 for row in read_index(table)}
+    if damaged := [video for video in plan if not has_hash(table.parent / video.name, hashes[video.name])]:
+        paths = [table.parent / video.name for video in damaged]
+        log.warning("%s is damaged or gone, as %d of %d are; made again", paths[0], len(paths), len(plan))
+        write_planned(damaged, table.parent, profile.scene, workers=profile.loading.workers)
+        if wrong := [path for path in paths if not has_hash(path, hashes[path.name])]:
+            raise ValueError(f"{wrong[0]} now has other bytes, as of another encoder; {REMEDY}")
 
 
 def _check_share(census: Census, most_share: float, where: str, is_training: bool) -> None:

@@ -55,8 +55,8 @@ def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
 
 
 def write_planned(plan: Sequence[Planned], folder: Path, scene: Scene, *, workers: int) -> None:
-    """Write those videos of a plan that are missing."""
-    parts = [(folder / video.name, video, scene) for video in plan if not (folder / video.name).is_file()]
+    """Write the videos of a plan."""
+    parts = [(folder / video.name, video, scene) for video in plan]
     run_all(_write_video, parts, workers=workers, title="generate videos", unit="video")
 
 

@@ -23,6 +23,7 @@ import decord
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
+from faster_lib.store import has_hash
 from faster_lib.workers import reading, reads_on
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
@@ -66,7 +67,7 @@ def look_at(path: Path) -> os.stat_result:
 class VideoReader:
     """One open video, read as its index, or probing the whole file, says.
 
-    Raises: VideoError if the file is empty, not to be opened, or not as long as its index says.
+    Raises: VideoError if the file cannot be opened, or is not the one that was indexed, by its hash and its length.
     """
 
     def __init__(self, path: Path, file: File):
@@ -75,8 +76,13 @@ class VideoReader:
         self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
         try:
             with reading(path):
+                if file.sha256 and not has_hash(path, file.sha256):
+                    remedy = "bring it back, or touch it and index it again; a next start makes generated ones again"
+                    raise VideoError(f"{path}: its bytes are not those that were indexed; {remedy}")
                 is_decord = file.decoder == "decord"
                 self._decoder = _Decord(path) if is_decord else PyAVDecoder(path, file.frames, file.decoder == "pyav")
+        except VideoError:
+            raise
         except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
             raise VideoError(f"{path}: not a readable video ({first_line(error)})") from error
         self.key_frames = self._decoder.key_frames
