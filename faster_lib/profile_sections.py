@@ -1,4 +1,4 @@
-"""The sections of a profile: each key with its type and bounds, and the rules between the keys of a section."""
+"""What a profile is: its sections, each key with its type and bounds, and the rules between keys."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -166,3 +166,43 @@ class Loading(Section):
     shard_videos: Positive
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
+
+
+class Profile(Section):
+    """One scale of the whole kit."""
+
+    name: str
+    data: Data
+    scene: Scene | None
+    networks: Networks
+    pretraining: Pretraining | None = None
+    backbone_training: BackboneTraining
+    aggregator_training: AggregatorTraining
+    engine: Engine
+    loading: Loading
+
+    @property
+    def is_paper_scale(self) -> bool:
+        """Whether accuracies may be compared with the paper's: real videos, and its networks at full width."""
+        is_papers = "/" not in self.networks.expensive + self.networks.cheap  # as torchvision's names have one
+        return self.scene is None and self.networks.width == 1.0 and is_papers
+
+    def in_fold(self, fold: int) -> "Profile":
+        """Give the same profile in another of its three folds; raises ValueError if it has no such fold."""
+        if self.data.fold is None or fold not in (1, 2, 3):
+            raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
+
+    def _rules(self) -> Rules:
+        data, scene = self.data, self.scene
+        rule = "a scene section" if scene is None else "no scene (scene: null)"
+        yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
+        starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
+        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
+        yield self.pretraining is not None and any(starts.values()), fault
+        if scene is not None:
+            fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
+            yield scene.frames != data.video_frames, fault
+            fits = 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0)
+            fault = f"scene.videos is {scene.videos}; three folds need twice as many of train as of test"
+            yield data.fold is not None and not fits, fault

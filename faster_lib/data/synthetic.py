@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from faster_lib.data.video import encode_h264
-from faster_lib.profiles import Scene
+from faster_lib.profile_sections import Scene
 from faster_lib.store import write_whole
 from faster_lib.workers import run_all
 

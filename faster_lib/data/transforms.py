@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from faster_lib.profiles import Data
+from faster_lib.profile_sections import Data
 
 RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
 

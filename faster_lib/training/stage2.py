@@ -13,7 +13,7 @@ from faster_lib.data.datasets import generator_for
 from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
-from faster_lib.profiles import AggregatorTraining
+from faster_lib.profile_sections import AggregatorTraining
 from faster_lib.training.features import FeaturePair, Features, Request
 from faster_lib.training.loop import Task, run_training
 from faster_lib.training.ranks import find_ranks, seeded
