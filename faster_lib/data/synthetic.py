@@ -56,13 +56,13 @@ def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
 
 def write_planned(plan: Sequence[Planned], folder: Path, scene: Scene, *, workers: int) -> None:
     """Write the videos of a plan."""
-    parts = [(folder / video.name, video, scene) for video in plan]
+    parts = [(folder, video, scene) for video in plan]
     run_all(_write_video, parts, workers=workers, title="generate videos", unit="video")
 
 
-def _write_video(path: Path, video: Planned, scene: Scene) -> None:
+def _write_video(folder: Path, video: Planned, scene: Scene) -> None:
     frames = render_video(video.label, scene, np.random.default_rng([scene.seed, *video.seed]))
-    write_whole(path, encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
+    write_whole(folder / video.name, encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
 
 
 def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -104,10 +104,8 @@ def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.n
     for _ in range(3):
         frequency, angle, phase = rng.uniform(0.1, 0.5), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
         u, v = frequency * np.cos(angle) * x, frequency * np.sin(angle) * y + phase
-        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :]
-        wave -= np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
-        wave *= rng.uniform(4, 12)
-        image += wave
+        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :] - np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
+        image += wave * rng.uniform(4, 12)
     return image
 
 
@@ -122,8 +120,7 @@ def _draw_actors(
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
         mask = scene.actor_contrast * _disc(scene.size_px, position, scene.actor_px / 2)  # (T, H, W)
-        flicker = rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
-        mask *= flicker
+        mask *= rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
         frames += mask[..., None]
 
 
