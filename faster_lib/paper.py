@@ -2,12 +2,12 @@
 
 Nothing is computed or corrected: a number that our own count contradicts stays as it is printed.
 
-Units:
-    percent: accuracy, 0 to 100.
-    gmacs, gmacs_per_clip: 1e9 multiply-accumulates of all clips together, or of one. The paper heads them "GFLOPs" and
+The last words of a column's key are its unit:
+    accuracy: percent, 0 to 100.
+    gmacs, gmacs per clip: 1e9 multiply-accumulates of all clips together, or of one. The paper heads them "GFLOPs" and
         counts 1 FLOP for each; whether what Table 7 quotes of other methods does so too, it does not say.
     clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
-    flag: "✓" or "-", the pre-training columns of Tables 7 and 8.
+    pre-training: "✓" or "-" (Tables 7 and 8).
 
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 from faster_lib.paths import PARAMS
 
-_UNITS = {"accuracy": "percent", "gmacs": "gmacs", "gmacs per clip": "gmacs_per_clip"}  # by how a column's key ends
-_UNITS |= {"clips": "clips", "seconds": "seconds", "pre-training": "flag"}
 _NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
 # The tables as the file has them, by number.
 _PRINTED = dict(re.findall(r"^Table (\d)\n((?:.+\n)+)", (PARAMS / "paper_tables.txt").read_text("utf-8"), re.MULTILINE))
@@ -34,7 +32,6 @@ class Reported:
     """
 
     value: float | str | None
-    unit: str
     table: int
     row: str
     column: str
@@ -46,8 +43,7 @@ def _read(number: int, page: str) -> Iterator[Reported]:
     for row, *cells in lines:
         for column, printed in zip(columns, cells, strict=True):
             value = _NO_NUMBERS[printed] if printed in _NO_NUMBERS else float(printed)
-            unit = next(unit for end, unit in _UNITS.items() if column.endswith(end))
-            yield Reported(value, unit, number, row, column, printed)
+            yield Reported(value, number, row, column, printed)
 
 
 REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(int(number), page))
@@ -105,4 +101,4 @@ VIDEO_FRAMES = 256
 
 # What the text says of Fig. 3, by network and number of clips: averaging 4 expensive clips of 8 frames.
 # Source: "FASTER vs. average pooling" ("it takes 119 GFLOPs ... to achieve 67.1%").
-FIGURE_3_TEXT = {("R(2+1)D-50", 4): Reported(67.1, "percent", 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1")}
+FIGURE_3_TEXT = {("R(2+1)D-50", 4): Reported(67.1, 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1")}

@@ -91,15 +91,15 @@ def num_clips_covering(video_frames: int, clip_frames: int) -> int:
     """Give the N for which L x N equals the video's frames; raises ValueError if L does not divide them."""
     if video_frames % clip_frames:
         choices = ", ".join(str(length) for length in range(8, video_frames + 1, 8) if video_frames % length == 0)
-        rule = f"L x N must equal the profile's {video_frames} frames; choose L from {choices}"
-        raise ValueError(f"L is {clip_frames}, but {rule}")
+        rule = f"L x N must equal the profile's {video_frames} frames"
+        raise ValueError(f"L is {clip_frames}, but {rule}; choose L from {choices}")
     return video_frames // clip_frames
 
 
 class Item(NamedTuple):
-    """What a data set gives for a video."""
+    """What a data set gives for a video: its clips, uint8, in the shape that the data set says."""
 
-    clips: torch.Tensor  # uint8, as the data set says
+    clips: torch.Tensor
     target: int
 
 
@@ -141,8 +141,8 @@ class RandomClips(Dataset):
             except VideoError as error:
                 skipped.append((draw[1], str(error)))
         clips = stack_clips([item.clips for item in items]) if items else torch.empty(0)
-        clips = clips.pin_memory() if torch.cuda.is_available() else clips
-        return Batch(clips, torch.tensor([item.target for item in items], dtype=torch.int64), skipped)
+        targets = torch.tensor([item.target for item in items], dtype=torch.int64)
+        return Batch(clips.pin_memory() if torch.cuda.is_available() else clips, targets, skipped)
 
 
 def draw_view(
