@@ -81,8 +81,8 @@ def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarr
             disc = _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)
             frames += disc[..., None] * 40 * tint  # still, in front of the background
         _draw_actors(frames, MOTIONS[motion], does_flicker, action_share, scene, rng)
-    first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
-    video[first:last] += context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    tint = context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    video[_stretch(scene.frames, rng.uniform(*scene.context_share), rng)] += tint
     video += rng.uniform(-scene.noise, scene.noise, size=video.shape[:3]).astype(np.float32)[..., None]
     return np.clip(video, 0, 255, out=video).astype(np.uint8)
 
@@ -113,9 +113,8 @@ def _draw_actors(
     frames: np.ndarray, direction, does_flicker: bool, action_share: float, scene: Scene, rng: np.random.Generator
 ) -> None:
     """Draw the actors, each bright or dark, or flickering: they move while the action is on and rest otherwise."""
-    num_frames = len(frames)
-    is_moving = np.zeros(num_frames, dtype=bool)
-    is_moving[slice(*_stretch(num_frames, action_share, rng))] = True
+    is_moving = np.zeros(len(frames), dtype=bool)
+    is_moving[_stretch(len(frames), action_share, rng)] = True
     travel = np.cumsum(is_moving * rng.uniform(*scene.speed_px))[:, None] * np.asarray(direction)  # (T, 2)
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
@@ -124,11 +123,10 @@ def _draw_actors(
         frames += mask[..., None]
 
 
-def _stretch(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Place one stretch that covers `share` of `length` frames at random, as (first, last)."""
+def _stretch(length: int, share: float, rng: np.random.Generator) -> slice:
+    """Place one stretch that covers `share` of `length` frames at random."""
     covered = max(1, round(share * length))
-    first = int(rng.integers(0, length - covered + 1))
-    return first, first + covered
+    return slice(first := int(rng.integers(0, length - covered + 1)), first + covered)
 
 
 def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
@@ -137,5 +135,4 @@ def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
     offset = np.abs(grid[None, None, :] - centres.astype(np.float32)[:, :, None])  # (T, 2, size)
     squared = np.minimum(offset, size_px - offset) ** 2
     distance = np.sqrt(squared[:, 0, None, :] + squared[:, 1, :, None])
-    np.subtract(radius_px + 0.5, distance, out=distance)
-    return np.clip(distance, 0, 1, out=distance)
+    return np.clip(radius_px + 0.5 - distance, 0, 1, out=distance)
