@@ -66,6 +66,7 @@ DAMAGED = {  # what is damaged, by where it lies below runs/; the last three whi
     "record of videos": "*/videos/*/record.json",
     "shard": "*/features/*/shard_*",
     "index of generated videos": "*/videos/*/index.csv",
+    "generated video": "*/videos/*/*.mp4",
     "curves": "*/*/*/curves.csv",
     "begun.json": "*/networks/*/begun.json",
     "checkpoint": "*/networks/*/checkpoint.pt",
@@ -297,8 +298,8 @@ def _contents(runs: Path) -> dict[str, Any]:
         if path.name == "record.json":
             record = json.loads(content)
             content = [record["depends"], _without_times(record["measures"])]
-        elif path.name == "index.scan.csv":  # in the order in which files were read; a time, and a checksum over it
-            content = sorted(line[:1] + line[2:-1] for line in csv.reader(content.decode().splitlines()))
+        elif path.name == "index.scan.csv":  # the last row of each file; a time, and a checksum over it, aside
+            content = {line[0]: line[2:-1] for line in csv.reader(content.decode().splitlines())}
         found[str(path.relative_to(runs))] = content
     return found
 

@@ -47,16 +47,14 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
     Raises: ValueError if it runs an operator that can be neither counted nor taken as free, such as an `nn.LSTM`.
     """
-    modes = [(part, part.training) for part in module.modules()]
+    modes, is_fast = [(part, part.training) for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which makes attention one operator without parts
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
-            handles = {f"aten::{name}": functools.partial(_count_product, name) for name in _PRODUCTS}
-            count.set_op_handle(**handles)
+            count.set_op_handle(**{f"aten::{name}": functools.partial(_count_product, name) for name in _PRODUCTS})
             count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             total = count.total()
             uncounted = sorted(operator for operator in count.unsupported_ops() if not _is_free(operator))
@@ -65,8 +63,8 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         for part, is_training in modes:
             part.training = is_training
     if uncounted:
-        runs = f"{type(module).__name__} runs {', '.join(uncounted)}"
-        raise ValueError(f"{runs}, which cannot be counted; build it from convolutions, linear layers and cells")
+        fault = f"{', '.join(uncounted)}, which cannot be counted; build it from convolutions, linear layers and cells"
+        raise ValueError(f"{type(module).__name__} runs {fault}")
     return int(total)
 
 
@@ -79,9 +77,10 @@ def _is_free(operator: str) -> bool:
     if _FREE_OF_SEVERAL.fullmatch(name):
         return True
     packet = getattr(aten, name, None)
-    overloads = [getattr(packet, each) for each in packet.overloads()] if packet else []
-    tensors = [sum("Tensor" in str(argument.type) for argument in each._schema.arguments) for each in overloads]
-    return any(torch.Tag.pointwise in each.tags or n < 2 for each, n in zip(overloads, tensors, strict=True))
+    for each in (getattr(packet, overload) for overload in packet.overloads()) if packet else ():
+        if torch.Tag.pointwise in each.tags or sum("Tensor" in str(given.type) for given in each._schema.arguments) < 2:
+            return True
+    return False
 
 
 def _count_product(name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -130,10 +129,9 @@ def video_gmacs(
     if aggregator is not None:
         reference = _shaped(expensive)
         channels, size = reference.channels, reference.feature_size((L, size_px, size_px))
-        built = _shaped(aggregator, channels)
-        step, needs_one_form = step_macs(built, size), not built.aggregates_scores
-        if needs_one_form and "C" in clip and (cheap_channels := _shaped(cheap).channels) != channels:
-            clip["C"] += cheap_channels * channels * math.prod(size)
+        step = step_macs(built := _shaped(aggregator, channels), size)
+        if "C" in clip and not built.aggregates_scores and (own := _shaped(cheap).channels) != channels:
+            clip["C"] += own * channels * math.prod(size)
     return (sum(clip[letter] for letter in schedule) + step * (len(schedule) - 1)) / 1e9
 
 
@@ -146,15 +144,15 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     return count_macs(aggregator, (feature, aggregator.start(feature)))
 
 
-def _count_clip(network: Part, clip_frames: int, size_px: int) -> int:
+def _count_clip(network: Part, L: int, size_px: int) -> int:
     if isinstance(network, str):
-        return _count_named_clip(network, clip_frames, size_px)
-    return count_macs(network, torch.zeros(1, 3, clip_frames, size_px, size_px))
+        return _count_named_clip(network, L, size_px)
+    return count_macs(network, torch.zeros(1, 3, L, size_px, size_px))
 
 
 @functools.cache
-def _count_named_clip(name: str, clip_frames: int, size_px: int) -> int:
-    return _count_clip(build_backbone(name), clip_frames, size_px)
+def _count_named_clip(name: str, L: int, size_px: int) -> int:
+    return _count_clip(build_backbone(name), L, size_px)
 
 
 def _shaped(part: Part, *channels: int) -> nn.Module:

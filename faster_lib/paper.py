@@ -1,15 +1,13 @@
-"""The numbers that the paper prints: every cell of Tables 2 to 8, and one of Fig. 3 that its text states.
+"""The numbers that the paper prints: every cell of Tables 2 to 8 (`params/paper_tables.txt`), and one of Fig. 3.
 
-The tables stand in `params/paper_tables.txt`. Nothing is computed or corrected: a number that our own count contradicts
-stays as it is printed.
+Nothing is computed or corrected: a number that our own count contradicts stays as it is printed.
 
-Units:
-    percent: accuracy, 0 to 100.
-    gmacs, gmacs_per_clip: headed "GFLOPs" in the paper, whose convention is 1 FLOP = 1 multiply-accumulate, so
-        1 gmac = 1e9 multiply-accumulates: of all clips together, or of one clip. The entries of Table 7 for other
-        methods are quoted by the paper from elsewhere; it does not say whether they follow that convention.
+The last words of a column's key are its unit:
+    accuracy: percent, 0 to 100.
+    gmacs, gmacs per clip: 1e9 multiply-accumulates of all clips together, or of one. The paper heads them "GFLOPs" and
+        counts 1 FLOP for each; whether what Table 7 quotes of other methods does so too, it does not say.
     clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
-    flag: "✓" or "-", the pre-training columns of Tables 7 and 8.
+    pre-training: "✓" or "-" (Tables 7 and 8).
 
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
@@ -20,11 +18,7 @@ from dataclasses import dataclass
 
 from faster_lib.paths import PARAMS
 
-# How the last words of a column key decide its unit.
-_UNITS = {"accuracy": "percent", "gmacs": "gmacs", "gmacs per clip": "gmacs_per_clip"}
-_UNITS |= {"clips": "clips", "seconds": "seconds", "pre-training": "flag"}
 _NO_NUMBERS = {"✓": "✓", "-": "-", "N/A": None, "": None}
-
 # The tables as the file has them, by number.
 _PRINTED = dict(re.findall(r"^Table (\d)\n((?:.+\n)+)", (PARAMS / "paper_tables.txt").read_text("utf-8"), re.MULTILINE))
 
@@ -38,7 +32,6 @@ class Reported:
     """
 
     value: float | str | None
-    unit: str
     table: int
     row: str
     column: str
@@ -50,8 +43,7 @@ def _read(number: int, page: str) -> Iterator[Reported]:
     for row, *cells in lines:
         for column, printed in zip(columns, cells, strict=True):
             value = _NO_NUMBERS[printed] if printed in _NO_NUMBERS else float(printed)
-            unit = next(unit for end, unit in _UNITS.items() if column.endswith(end))
-            yield Reported(value, unit, number, row, column, printed)
+            yield Reported(value, number, row, column, printed)
 
 
 REPORTED = tuple(cell for number, page in _PRINTED.items() for cell in _read(int(number), page))
@@ -91,13 +83,11 @@ def printed_gmacs(total: float, num_clips: int) -> float:
 
 # Every printed cost that a count of Table 1's networks contradicts, as (table, row, column), and what is known of it.
 # Source: our counts, to be seen in the notebooks of these tables.
+_ALL_E = "980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding"
+_R2D_26 = "6.33 counted; Table 4's own cells need 6.3, and 12.7 at L = 32 is twice that"
 DISCREPANCIES = {
-    (2, "R2D-26 L=16", "gmacs per clip"): (
-        "6.33 counted; Table 4's own cells need 6.3, and 12.7 at L = 32 is twice that"
-    ),
-    (4, "All E", "L=16 gmacs"): (
-        "980.2 / 16 has no one-decimal value, so the printed total breaks the table's own rounding"
-    ),
+    (2, "R2D-26 L=16", "gmacs per clip"): _R2D_26,
+    (4, "All E", "L=16 gmacs"): _ALL_E,
     (6, "1:1 (FAST-GRU)", "R3D-50 gmacs"): "542.17 counted; the last digit",
     (6, "1:3 (FAST-GRU)", "R3D-50 gmacs"): "331.82 counted; the last digit",
     (7, "FASTER32", "gmacs per clip"): "67.77 counted, cut off instead of rounded",
@@ -111,6 +101,4 @@ VIDEO_FRAMES = 256
 
 # What the text says of Fig. 3, by network and number of clips: averaging 4 expensive clips of 8 frames.
 # Source: "FASTER vs. average pooling" ("it takes 119 GFLOPs ... to achieve 67.1%").
-FIGURE_3_TEXT = {
-    ("R(2+1)D-50", 4): Reported(67.1, "percent", 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1"),
-}
+FIGURE_3_TEXT = {("R(2+1)D-50", 4): Reported(67.1, 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1")}

@@ -1,30 +1,24 @@
-"""The sections of a profile: each key with its type and bounds, and the rules between the keys of a section."""
+"""What a profile is: its sections, each key with its type and bounds, and the rules between keys."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 Rules = Iterable[tuple[bool, str]]  # whether each is broken, and the fault to say then
 FOLDED = ("ucf101", "hmdb51")  # the sources that come with three official splits, and so have three folds
 
 
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
     """A part of a profile: frozen, nothing converted, nothing unknown, every pair of numbers a range."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
-        pairs = ((key, value) for key, value in self if isinstance(value, tuple))
-        rules = [(a > b, f"{key} is {[a, b]}; the first must not exceed the second") for key, (a, b) in pairs]
-        for is_broken, fault in (*rules, *self._rules()):
-            if is_broken:
-                raise ValueError(fault)
+        fault = "{} is {}; the first must not exceed the second"
+        rules = [(v[0] > v[1], fault.format(key, [*v])) for key, v in self if isinstance(v, tuple)]
+        if broken := [fault for is_broken, fault in (*rules, *self._rules()) if is_broken]:
+            raise ValueError(broken[0])
         return self
 
     def _rules(self) -> Rules:
@@ -34,27 +28,27 @@ class Section(BaseModel):
 class Scene(Section):
     """How the generated videos look; `faster_lib.data.synthetic` says what for."""
 
-    frames: Positive
+    frames: PositiveInt
     size_px: Annotated[int, Field(ge=32, multiple_of=2)]
-    fps: Positive
+    fps: PositiveInt
     crf: Annotated[int, Field(ge=0, le=51)]
-    gop_frames: Positive
-    videos: dict[Literal["stage1", "train", "val", "test"], Positive]
-    shots: tuple[Positive, Positive]
-    shortest_shot_frames: Positive
+    gop_frames: PositiveInt
+    videos: dict[Literal["stage1", "train", "val", "test"], PositiveInt]
+    shots: tuple[PositiveInt, PositiveInt]
+    shortest_shot_frames: PositiveInt
     context_share: tuple[Share, Share]
-    context_contrast: tuple[NonNegative, NonNegative]
+    context_contrast: tuple[NonNegativeFloat, NonNegativeFloat]
     action_share: tuple[Share, Share]
     flicker_share: Share
     hard_share: Share
     hard_legibility: tuple[Share, Share]
     distractor_share: Share
-    actors: Positive
-    actor_px: Positive
-    actor_contrast: NonNegative
-    speed_px: tuple[NonNegative, NonNegative]
-    shake_px: NonNegative
-    noise: NonNegative
+    actors: PositiveInt
+    actor_px: PositiveInt
+    actor_contrast: NonNegativeFloat
+    speed_px: tuple[NonNegativeFloat, NonNegativeFloat]
+    shake_px: NonNegativeFloat
+    noise: NonNegativeFloat
     seed: int
 
     def _rules(self) -> Rules:
@@ -71,9 +65,9 @@ class Data(Section):
     fold: Annotated[int, Field(ge=1, le=3)] | None = None  # of three; null where the set has none
     most_unreadable_share: Share = 0.05  # of the listed videos; where more are missing or corrupt, nothing is trained
     num_classes: Annotated[int, Field(ge=2)]
-    video_frames: Positive
-    train_short_side_px: tuple[Positive, Positive]
-    test_short_side_px: Positive
+    video_frames: PositiveInt
+    train_short_side_px: tuple[PositiveInt, PositiveInt]
+    test_short_side_px: PositiveInt
     crop_px: Annotated[int, Field(ge=32)]
     flip: bool
 
@@ -98,8 +92,8 @@ class Networks(Section):
     cheap: str
     cheap_weights: str | None = None  # likewise
     trained_in: str | None = None  # another profile, whose trained networks serve here as they are
-    width: Rate
-    reduction: Positive
+    width: PositiveFloat
+    reduction: PositiveInt
 
     def _rules(self) -> Rules:
         starts = self.model_dump(include={"expensive_weights", "cheap_weights"})
@@ -117,26 +111,26 @@ class Optimisation(Section):
     """What both stages share: optimiser and schedule."""
 
     optimiser: Literal["adamw", "sgd"]
-    learning_rate: Rate
-    learning_rate_samples: Positive | None  # in a batch for which the rate is meant, and scaled; null: it is as it is
-    weight_decay: NonNegative
+    learning_rate: PositiveFloat
+    learning_rate_samples: PositiveInt | None  # in a batch for which the rate is meant; null: it is not scaled
+    weight_decay: NonNegativeFloat
     momentum: Share
     warmup_share: Share
-    clip_gradient_norm: NonNegative  # 0 leaves gradients as they are
-    checkpoint_iterations: Positive
+    clip_gradient_norm: NonNegativeFloat  # 0 leaves gradients as they are
+    checkpoint_iterations: PositiveInt
 
 
 class BackboneTraining(Optimisation):
     """Stage 1: one clip network on random clips."""
 
     split: Literal["stage1", "train"]  # whose videos it sees; stage 2 always sees those of train
-    batch_frames: Positive  # of all clips of a batch together, whatever L
-    most_batch_clips: Positive  # where so many frames would be more clips
-    iterations: Positive
+    batch_frames: PositiveInt  # of all clips of a batch together, whatever L
+    most_batch_clips: PositiveInt  # where so many frames would be more clips
+    iterations: PositiveInt
     # Where given, a network for L > 8 starts from the one for half of L, and is trained so long, at that rate.
-    grown_iterations: Positive | None = None
-    grown_learning_rate: Rate | None = None
-    clips_per_video: Positive
+    grown_iterations: PositiveInt | None = None
+    grown_learning_rate: PositiveFloat | None = None
+    clips_per_video: PositiveInt
     seed: int
 
     def _rules(self) -> Rules:
@@ -147,22 +141,62 @@ class BackboneTraining(Optimisation):
 class AggregatorTraining(Optimisation):
     """Stage 2: a recurrent unit on the stored feature maps of the frozen networks."""
 
-    batch_videos: Positive
-    epochs: Positive
-    views: Positive  # random clip samplings of each training video that are stored
+    batch_videos: PositiveInt
+    epochs: PositiveInt
+    views: PositiveInt  # random clip samplings of each training video that are stored
 
 
 class Engine(Section):
     """How a step is computed, on however many processes."""
 
     mixed_precision: Literal["no", "bf16"]
-    accumulation: Positive  # parts of each process's share of a batch, one after the other
+    accumulation: PositiveInt  # parts of each process's share of a batch, one after the other
 
 
 class Loading(Section):
     """How much of the machine the data path uses."""
 
-    workers: Annotated[int, Field(ge=0)]
-    shard_videos: Positive
+    workers: NonNegativeInt
+    shard_videos: PositiveInt
     features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
+
+
+class Profile(Section):
+    """One scale of the whole kit."""
+
+    name: str
+    data: Data
+    scene: Scene | None
+    networks: Networks
+    pretraining: Pretraining | None = None
+    backbone_training: BackboneTraining
+    aggregator_training: AggregatorTraining
+    engine: Engine
+    loading: Loading
+
+    @property
+    def is_paper_scale(self) -> bool:
+        """Whether accuracies may be compared with the paper's: real videos, and its networks at full width."""
+        is_papers = "/" not in self.networks.expensive + self.networks.cheap  # as torchvision's names have one
+        return self.scene is None and self.networks.width == 1.0 and is_papers
+
+    def in_fold(self, fold: int) -> "Profile":
+        """Give the same profile in another of its three folds; raises ValueError if it has no such fold."""
+        if self.data.fold is None or fold not in (1, 2, 3):
+            raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
+        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
+
+    def _rules(self) -> Rules:
+        data, scene = self.data, self.scene
+        rule = "a scene section" if scene is None else "no scene (scene: null)"
+        yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
+        starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
+        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
+        yield self.pretraining is not None and any(starts.values()), fault
+        if scene is not None:
+            fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
+            yield scene.frames != data.video_frames, fault
+            fits = 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0)
+            fault = f"scene.videos is {scene.videos}; three folds need twice as many of train as of test"
+            yield data.fold is not None and not fits, fault

@@ -13,21 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from faster_lib.paths import PARAMS
-from faster_lib.profile_sections import (
-    AggregatorTraining,
-    BackboneTraining,
-    Data,
-    Engine,
-    Loading,
-    Networks,
-    Pretraining,
-    Rules,
-    Scene,
-    Section,
-)
+from faster_lib.profile_sections import Profile, Section
 
-# The keys that name another profile, and what must agree with that one: for networks to serve as they are, and for
-# networks, and a recurrent unit over as many clips, to go on from others.
+# The keys that name another profile, and what must agree with it for its networks, or those and units, to serve here.
 _NETWORKS = tuple(("networks", key) for key in ("expensive", "cheap", "width"))
 _LINKS = {
     ("networks", "trained_in"): (*_NETWORKS, ("data", "num_classes")),
@@ -37,46 +25,6 @@ _LINKS = {
 
 class ProfileError(ValueError):
     """A profile that is missing or wrong; the message lists every fault with its value and what would be right."""
-
-
-class Profile(Section):
-    """One scale of the whole kit."""
-
-    name: str
-    data: Data
-    scene: Scene | None
-    networks: Networks
-    pretraining: Pretraining | None = None
-    backbone_training: BackboneTraining
-    aggregator_training: AggregatorTraining
-    engine: Engine
-    loading: Loading
-
-    @property
-    def is_paper_scale(self) -> bool:
-        """Whether accuracies may be compared with the paper's: real videos, and its networks at full width."""
-        is_papers = "/" not in self.networks.expensive + self.networks.cheap  # as torchvision's names have one
-        return self.scene is None and self.networks.width == 1.0 and is_papers
-
-    def in_fold(self, fold: int) -> "Profile":
-        """Give the same profile in another of its three folds; raises ValueError if it has no such fold."""
-        if self.data.fold is None or fold not in (1, 2, 3):
-            raise ValueError(f"fold is {fold!r}; only a profile that states data.fold has folds, 1 to 3")
-        return self.model_copy(update={"data": self.data.model_copy(update={"fold": fold})})
-
-    def _rules(self) -> Rules:
-        data, scene = self.data, self.scene
-        rule = "a scene section" if scene is None else "no scene (scene: null)"
-        yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
-        starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
-        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
-        yield self.pretraining is not None and any(starts.values()), fault
-        if scene is not None:
-            fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
-            yield scene.frames != data.video_frames, fault
-            fits = 0 < 2 * scene.videos.get("test", 0) <= scene.videos.get("train", 0)
-            fault = f"scene.videos is {scene.videos}; three folds need twice as many of train as of test"
-            yield data.fold is not None and not fits, fault
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -97,29 +45,25 @@ def load_profile(name: str | Path, *, folder: Path = PARAMS) -> Profile:
     files = {path.stem: (path, f"params/{path.name}") for path in folder.glob("*.yaml")}
     if (path := Path(name).expanduser()).suffix == ".yaml":
         name, files[path.stem] = path.stem, (path, str(path))
-    return _load(name, files, "", ())
+    return _load(name, files)
 
 
-def _load(name: str, files: dict[str, tuple], where: str, above: tuple[str, ...]) -> Profile:
+def _load(name: str, files: dict[str, tuple], where: str = "", above: tuple[str, ...] = ()) -> Profile:
     """Read a profile, which is wanted as `where` says by those above, and see that those it builds on agree with it."""
     if name in above:
         raise ProfileError(f"{where}, which leads back to {name!r}; it must come before")
     content, origins = _read_over_base(name, files, where)
     profile = parse_profile({"name": name, **content}, source=files[name][1], origins=origins)
+    values = profile.model_dump()
     for link, keys in _LINKS.items():
-        if (other := _value(profile, link)) is None:
-            continue
-        where = f"{origins.get(link)}: {'.'.join(link)} is {other!r}"
-        first = _load(other, files, where, (*above, name))
-        for key in keys:
-            own, theirs = _value(profile, key), _value(first, key)
-            if own != theirs:
-                raise ProfileError(f"{where}, whose {'.'.join(key)} is {theirs!r}; here it is {own!r} and must agree")
+        if (other := (values[link[0]] or {}).get(link[1])) is not None:
+            where = f"{origins.get(link)}: {'.'.join(link)} is {other!r}"
+            first = _load(other, files, where, (*above, name)).model_dump()
+            for section, key in keys:
+                if (own := values[section][key]) != (theirs := first[section][key]):
+                    fault = f"whose {section}.{key} is {theirs!r}; here it is {own!r} and must agree"
+                    raise ProfileError(f"{where}, {fault}")
     return profile
-
-
-def _value(profile: Profile, key: tuple[str, str]) -> Any:
-    return getattr(getattr(profile, key[0]), key[1], None)  # None too where a profile lacks the section
 
 
 def _read_over_base(name: str, files: dict[str, tuple], where: str, above: tuple = ()) -> tuple[dict, dict[tuple, str]]:

@@ -15,7 +15,7 @@ _DISTRIBUTIONS = ("torch", "torchvision", "decord2", "av", "numpy")
 
 
 def circumstances() -> dict[str, Any]:
-    """Say on what a number was made: device, versions, commit, time (UTC)."""
+    """Say on what a number was made: device, versions, commit, time."""
     import torch  # here, since reading facts and profiles should not load torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -50,6 +50,6 @@ def _commit() -> str | None:
         return f"faster-kit {version('faster-kit')}"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
     except (OSError, subprocess.SubprocessError):
         return None

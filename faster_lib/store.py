@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,10 @@ class Entry:
     @property
     def record(self) -> dict[str, Any]:
         """What was kept with the result: its measures, and how, where and when it was made; damage is a ValueError."""
-        try:
-            record = json.loads((path := self.path / "record.json").read_text(encoding="utf-8"))
-            if record.get("check") in (None, hash_of({**record, "check": None})):  # earlier versions wrote none
-                return record
-        except (ValueError, AttributeError):  # no JSON, no text, no dict
-            pass
-        raise ValueError(f"{path} is damaged; {REMEDY}")
+        record = _read_json(path := self.path / "record.json")
+        if not record or record.get("check") not in (None, hash_of({**record, "check": None})):  # once there was none
+            raise ValueError(f"{path} is damaged; {REMEDY}")
+        return record
 
     def check(self) -> None:
         """Raise ValueError, with the remedy, if the record or a file whose hash it holds is not as it was written."""
@@ -98,61 +95,48 @@ class Entry:
 
         Raises: ValueError if a result is damaged and cannot be mended out of its parts.
         """
-        if self._is_whole():
-            yield None
-            return
+        if self.is_complete:
+            try:
+                self.check()
+            except ValueError as error:
+                if self.kind not in MENDED:
+                    raise
+                log.warning("%s; it is mended", error)
+                (self.path / "record.json").unlink(missing_ok=True)
+            else:
+                yield None
+                return
         self.path.mkdir(parents=True, exist_ok=True)
-        with hold(self.path.with_name(self.path.name + ".lock"), self._maker, while_waiting):
+        lock, begun = self.path.with_name(self.path.name + ".lock"), self.path / BEGUN
+        with hold(lock, lambda: _read_json(begun).get("maker", "another process"), while_waiting):
             if self.is_complete:
                 yield None
                 return
             remove_partials(self.path)
-            begun, start = self._begin(), time.perf_counter()
+            facts, start = self._begin(), time.perf_counter()
             yield (made := {})
             if "measures" in made:
-                self._record({**begun, "seconds": round(begun["seconds"] + time.perf_counter() - start, 1), **made})
+                facts["seconds"] = round(facts["seconds"] + time.perf_counter() - start, 1)
+                hashes = {path.name: read_hash(path) for path in map(self.path.joinpath, HASHED) if path.is_file()}
+                record = {**facts, **made, **host(), **circumstances(), "sha256": hashes, "check": None}
+                record["check"] = hash_of(record)
+                write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
+                begun.unlink()
             elif made:
-                write_whole(self.path / BEGUN, json.dumps(begun | made, indent=1).encode())
-
-    def _is_whole(self) -> bool:
-        if not self.is_complete:
-            return False
-        try:
-            self.check()
-        except ValueError as error:
-            if self.kind not in MENDED:
-                raise
-            log.warning("%s; it is mended", error)
-            (self.path / "record.json").unlink(missing_ok=True)
-        return self.is_complete
-
-    def _record(self, made: dict[str, Any]) -> None:
-        files = [path for path in map(self.path.joinpath, HASHED) if path.is_file()]
-        hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        record = {**made, **host(), **circumstances(), "sha256": hashes, "check": None}
-        record["check"] = hash_of(record)
-        write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
-        (self.path / BEGUN).unlink()
+                write_whole(begun, json.dumps(facts | made, indent=1).encode())
 
     def _begin(self) -> dict[str, Any]:
         path, begun = self.path / BEGUN, {"started": now(), "starts": 0, "seconds": 0.0}
         if path.is_file():
             try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-                begun = {key: known[key] for key in begun}
+                begun = {key: _read_json(path)[key] for key in begun}
                 begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
-            except (ValueError, TypeError, KeyError):
+            except (TypeError, KeyError):
                 log.warning("%s is damaged; the starts before are not counted", path)
         begun |= {"profile": self.profile, "depends": self.depends, "starts": begun["starts"] + 1}
         maker = f"process {os.getpid()} on {platform.node()}"
         write_whole(path, json.dumps({**begun, "maker": maker}, indent=1).encode())
         return begun
-
-    def _maker(self) -> str:
-        try:
-            return json.loads((self.path / BEGUN).read_text(encoding="utf-8"))["maker"]
-        except (OSError, ValueError, TypeError, KeyError):  # not yet, no longer, or damaged
-            return "another process"
 
     def shipped(self) -> tuple[bytes, dict[str, Any]] | None:
         """Find the weights that the kit ships for this entry and their manifest; ValueError if they do not fit it."""
@@ -160,10 +144,17 @@ class Entry:
             return None
         content = (WEIGHTS / f"{self.path.name}.safetensors").read_bytes()
         if (found := hashlib.sha256(content).hexdigest()) != about["sha256"]:
-            hashes = f"has the hash {found[:16]}..., but the manifest says {about['sha256'][:16]}..."
-            remedy = "fetch the file again, or make it by: make retrain"
-            raise ValueError(f"params/weights/{self.path.name}.safetensors {hashes}; {remedy}")
+            fault = f"has the hash {found[:16]}..., but the manifest says {about['sha256'][:16]}...; fetch it again"
+            raise ValueError(f"params/weights/{self.path.name}.safetensors {fault}, or make it by: make retrain")
         return content, about
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read what a file says; nothing where it is damaged, or not there."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # no text, no JSON, no dict
+        return {}
 
 
 def read_manifest(weights: Path = WEIGHTS) -> dict[str, dict[str, Any]]:
@@ -177,15 +168,26 @@ def hash_of(depends: Any) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def has_hash(path: Path, sha256: str) -> bool:
-    """Whether a file is there and its sha256 begins so; it is read once in a process, unless it has changed."""
-    return path.is_file() and _read_hash(path, (about := path.stat()).st_size, about.st_mtime_ns).startswith(sha256)
+def remembered(most: int | None) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+    """Let a function read a file once in a process while its size and time of change stay; keep so many results."""
+
+    def decorate(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        kept = lru_cache(most)(lambda path, *_as_long_as: read(path))
+        return wraps(read)(lambda path: kept(path, (about := path.stat()).st_size, about.st_mtime_ns))
+
+    return decorate
 
 
-@lru_cache(None)
-def _read_hash(path: Path, *_as_long_as: int) -> str:
+@remembered(None)
+def read_hash(path: Path) -> str:
+    """Give the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_hash(path: Path, sha256: str) -> bool:
+    """Whether a file is there and its sha256 begins so."""
+    return path.is_file() and read_hash(path).startswith(sha256)
 
 
 def hold(lock: Path, whom: Callable[[], str], while_waiting: Callable[[], Any] = lambda: None) -> Any:
@@ -212,13 +214,10 @@ def write_whole(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the name too, so that a power cut does not take back a replaced file
-            finally:
-                os.close(folder)
-    except BaseException:
+            os.fsync(folder)  # the name too, so that a power cut does not take back a replaced file
+            os.close(folder)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

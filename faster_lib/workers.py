@@ -31,8 +31,7 @@ def load_ahead(load: Callable[[Any], Any], given: Iterable[Any], workers: int) -
     A thread whose decoder hangs is left behind: others load what was begun, and to them that file is an error.
     """
     if workers == 0:
-        yield from map(load, given)
-        return
+        return (yield from map(load, given))
     loading, is_over, pool = deque(), threading.Event(), ThreadPool(workers, _use_one_core)
 
     def begin(each: Any) -> tuple[Any, AsyncResult]:
@@ -71,12 +70,11 @@ def _use_one_core() -> None:
 
 def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:
     """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
-    parts = list(parts)
+    jobs = [delayed(_call)(os.getpid(), function, part) for part in parts]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _REPLACED)
-        jobs = (delayed(_call)(os.getpid(), function, part) for part in parts)
         done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
-        deque(tqdm(done, desc=title, unit=unit, total=len(parts), **bar), maxlen=0)
+        deque(tqdm(done, desc=title, unit=unit, total=len(jobs), **bar), maxlen=0)
 
 
 def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:
@@ -105,8 +103,8 @@ def reads_on() -> None:
 
 def _give_up_hanging() -> bool:
     """Look for decoders that hang; refuse their files from now on, and tell whether there are any."""
-    for each in (readings := [*_reading.values()]):
+    before = len(_given_up)
+    for each in [*_reading.values()]:
         each[1] += 1
-    hanging = {path for path, looks in readings if looks > _MOST_LOOKS} - _given_up
-    _given_up.update(hanging)
-    return bool(hanging)
+        _given_up.update(each[:1] if each[1] > _MOST_LOOKS else ())
+    return len(_given_up) > before

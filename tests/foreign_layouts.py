@@ -10,7 +10,7 @@ import numpy as np
 
 from faster_lib.data.synthetic import CLASSES, render_video
 from faster_lib.data.video import encode_h264
-from faster_lib.profiles import Scene
+from faster_lib.profile_sections import Scene
 
 FOLDS = (1, 2, 3)
 # Of each class, by the fold that tests them; 0 for those that are always for training. Source: the official lists.

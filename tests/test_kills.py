@@ -38,7 +38,7 @@ def small(**stage_1) -> Profile:
 
 def test_a_run_that_is_killed_or_damaged_in_every_stage_of_training_ends_in_the_same_files_or_names_one(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", tmp_path, "--kills", "3", "--workers", "1"]
-    command += ["--damages", "9"]
+    command += ["--damages", "10"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     stages = ["stage_1", "extraction", "stage_2"]
     done = subprocess.run(
@@ -51,8 +51,8 @@ def test_a_run_that_is_killed_or_damaged_in_every_stage_of_training_ends_in_the_
     assert {row["identical"] for row in rows.values()} == {"yes"}
     with (tmp_path / "damages.csv").open(newline="") as file:
         found = {row["file"]: row["outcome"] for row in csv.DictReader(file)}
-    assert len(found) == 9 and set(found.values()) == {"mended", "refused"}
-    assert found["weights of a network"] == "refused" and found["shard"] == "mended"
+    assert len(found) == 10 and set(found.values()) == {"mended", "refused"}
+    assert found["weights of a network"] == "refused" and found["shard"] == found["generated video"] == "mended"
 
 
 def test_the_comparison_sees_a_lost_a_repeated_and_a_changed_result(tmp_path):

@@ -16,7 +16,8 @@ from faster_lib.data.index import Indexed, load_videos, videos_key
 from faster_lib.data.synthetic import CLASSES
 from faster_lib.data.video import encode_h264
 from faster_lib.paths import ROOT
-from faster_lib.profiles import Data, Profile, load_profile, parse_profile
+from faster_lib.profile_sections import Data
+from faster_lib.profiles import Profile, load_profile, parse_profile
 from tests.foreign_layouts import FOREIGN_LAYOUTS, plan_layout, write_layout
 from workflow.index import index_videos
 from workflow.lists import list_videos
@@ -134,6 +135,7 @@ def test_the_key_of_videos_depends_on_split_fold_and_content_but_not_on_where_th
         [videos_key(profile, split, runs=tmp_path / runs) for split in ("train", "test")] for runs in ("here", "there")
     )
     assert here == there and here[0] != here[1] and all(len(key) == 16 for key in here)
+    (tmp_path / "there" / "folders" / "index.sha256").unlink()  # so that it may be changed by hand
     with (tmp_path / "there" / "folders" / "index.csv").open("a") as file:
         file.write("run/new.mp4,run,0,train,8,25.0,40,40,h264,decord,9,0,\n")
     assert videos_key(profile, "train", runs=tmp_path / "there") != here[0]

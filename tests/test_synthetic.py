@@ -212,6 +212,32 @@ def test_a_complete_set_is_found_again_and_an_interrupted_one_gets_only_what_is_
     assert {name for name in first if again[name] != first[name]} == set(lost)
 
 
+def test_a_generated_video_with_a_flipped_bit_or_that_is_gone_is_made_again_to_the_same_bits(
+    make_scene, tmp_path, caplog
+):
+    folder = generate(make_scene(), "train", workers=1, runs=tmp_path)
+    reference, first = contents(folder), stamps(folder)
+    damaged = bytearray(reference["train_00002.mp4"])
+    damaged[len(damaged) // 2] ^= 1  # in the middle of the pictures, which decode all the same
+    (folder / "train_00002.mp4").write_bytes(damaged)
+    (folder / "train_00004.mp4").unlink()
+    generate(make_scene(), "train", workers=1, runs=tmp_path)
+    assert contents(folder) == reference
+    assert f"{folder / 'train_00002.mp4'} is damaged or gone, as 2 of 6 are; made again" in caplog.text
+    again = stamps(folder)
+    assert {name for name in first if again[name] != first[name]} == {"train_00002.mp4", "train_00004.mp4"}
+
+
+def test_a_generated_video_that_comes_out_otherwise_when_made_again_is_refused_with_the_remedy(
+    make_scene, tmp_path, monkeypatch
+):
+    folder = generate(make_scene(), "train", workers=1, runs=tmp_path)
+    (folder / "train_00003.mp4").write_bytes(b"damaged")
+    monkeypatch.setattr("faster_lib.data.synthetic.encode_h264", lambda *_, **__: b"by another encoder")
+    with pytest.raises(ValueError, match=rf"{folder / 'train_00003.mp4'} now has other bytes.*remove the folder"):
+        generate(make_scene(), "train", workers=1, runs=tmp_path)
+
+
 @pytest.mark.parametrize(("place", "calls_a_file"), [("fsync", 2), ("replace", 1)])
 def test_a_full_disk_leaves_only_whole_videos_and_no_record_and_the_next_run_goes_on(
     make_scene, videos, tmp_path, monkeypatch, place, calls_a_file

@@ -19,7 +19,8 @@ from faster_lib.data.index import load_videos
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
-from faster_lib.profiles import Pretraining, load_profile
+from faster_lib.profile_sections import Pretraining
+from faster_lib.profiles import load_profile
 from faster_lib.training import checkpoints, evaluation, features, loop, ranks, shards, stage1, stage2
 from workflow.index import index_videos
 

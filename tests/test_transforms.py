@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from faster_lib.data import transforms
-from faster_lib.profiles import Data, load_profile
+from faster_lib.profile_sections import Data
+from faster_lib.profiles import load_profile
 
 sizes = st.integers(20, 90)
 

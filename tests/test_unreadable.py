@@ -1,12 +1,13 @@
 """Tests of the policy for videos that cannot be read: counted, logged once, never replaced, never lost."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from faster_lib import Schedule
-from faster_lib.data.datasets import Census
+from faster_lib.data.datasets import Census, RandomClips, Video, VideoClips
 from faster_lib.data.index import load_videos, videos_key
 from faster_lib.data.video import VideoError
 from faster_lib.profiles import Profile, load_profile, parse_profile
@@ -101,6 +102,46 @@ def test_a_file_that_breaks_after_the_index_is_skipped_and_logged_once_up_to_the
         path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(VideoError, match=r"[3-7] of 20 videos cannot be read.*which is 0\.1"):
         train_backbone(profile, "r3d_50", 8, runs=tmp_path)
+
+
+def test_a_bit_flipped_after_the_index_is_noticed_though_the_video_can_still_be_read(whole, tmp_path):
+    folder = tmp_path / "videos"
+    shutil.copytree(whole, folder)
+    profile = profile_of(folder, 0.1)
+    index_videos(profile, runs=tmp_path)
+    videos = load_videos(profile, "train", runs=tmp_path)
+    path = videos.videos[2].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert len(Video(path).open()) == 64  # as a file of which nothing is known
+    clips = RandomClips(videos, profile.data, clip_frames=8, clips_per_video=1, seed=0)
+    batch = clips.load_batch([(0, place) for place in range(len(videos))])
+    assert len(batch.targets) == 19 and [place for place, _ in batch.skipped] == [2]
+    said = rf"^{path}: its bytes are not those that were indexed; bring it back, or touch it and index it again"
+    assert re.match(said, batch.skipped[0][1])
+    with pytest.raises(VideoError, match=said):
+        VideoClips(videos, profile.data, clip_frames=8, num_clips=8, views=0, seed=0)[2]
+    index_videos(profile, runs=tmp_path)
+    assert len(load_videos(profile, "train", runs=tmp_path).videos[2].open()) == 64
+
+
+def flip_last_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [flip_last_bit, lambda content: content[: content.rindex(b"\n", 0, -1) + 1], bytes])
+def test_a_damaged_index_is_refused_with_the_remedy(whole, tmp_path, damage):
+    profile = profile_of(whole, 0.0)
+    index_videos(profile, runs=tmp_path)
+    table = tmp_path / "damaged" / "index.csv"
+    content = table.read_bytes()
+    table.write_bytes(b"" if damage is bytes else damage(content))
+    for read in (load_videos, videos_key):
+        with pytest.raises(ValueError, match=rf"{table} is damaged; make it again by: make index PROFILE=damaged"):
+            read(profile, "train", runs=tmp_path)
+    index_videos(profile, runs=tmp_path)
+    assert table.read_bytes() == content and len(load_videos(profile, "train", runs=tmp_path)) == 20
 
 
 def test_the_key_depends_on_the_content_of_the_files_once_they_are_indexed_again(whole, tmp_path):

@@ -4,16 +4,17 @@ The index says of each listed video what it is, or why it cannot be used; the su
 """
 
 import argparse
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from faster_lib.data.index import INDEX, Indexed, folder_of, read_index, write_index
+from faster_lib.data.index import CHECK, INDEX, Indexed, folder_of, read_index, write_index
 from faster_lib.data.video import File
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.store import remove_partials
+from faster_lib.store import remove_partials, write_whole
 from workflow.lists import list_videos
 from workflow.scan import scan
 
@@ -32,7 +33,8 @@ def index_videos(profile: Profile, *, runs: Path = RUNS) -> list[Indexed]:
     paths = dict.fromkeys(root / row.path for row in listed)
     files = scan(paths, root, folder / "index.scan.csv", workers=profile.loading.workers)
     rows = [row._replace(file=files[root / row.path]) for row in listed]
-    write_index(folder / INDEX, rows, labels)
+    write_index(table := folder / INDEX, rows, labels)
+    write_whole(table.with_suffix(CHECK), f"{hashlib.sha256(table.read_bytes()).hexdigest()}  {INDEX}\n".encode())
     return rows
 
 

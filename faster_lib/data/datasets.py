@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
 from faster_lib.data.video import File, VideoError, VideoReader, look_at
-from faster_lib.profiles import Data
+from faster_lib.profile_sections import Data
 
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again
 
@@ -31,8 +31,8 @@ class Video:
 
     def open(self) -> VideoReader:
         """Open the file; raises VideoError if it cannot be read, or is not as long as its index says."""
-        about = look_at(self.path)
-        return VideoReader(self.path, self.file or probe_once(self.path, about.st_size, about.st_mtime_ns))
+        look_at(self.path)
+        return VideoReader(self.path, self.file or probe_once(self.path))
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Census:
 
 @dataclass(frozen=True)
 class VideoList:
-    """The readable videos of one split; a target is a place in `classes`."""
+    """The readable videos of one split; a target is a place in `classes`. Without an index there is no census."""
 
     videos: tuple[Video, ...]
     classes: tuple[str, ...]
-    census: Census | None = None  # None where the videos come from no index
+    census: Census | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -78,10 +78,9 @@ def clip_starts(
     Uniform ones go "to cover the whole video", from its beginning to its end; a single one goes to the middle. The
     paper does not say in which order drawn ones come.
     """
-    if num_clips < 1:
-        raise ValueError(f"num_clips is {num_clips}; at least one clip is needed")
-    if num_frames < 1 or clip_frames < 1:
-        raise ValueError(f"a clip of {clip_frames} frames cannot be taken from a video of {num_frames} frames")
+    if min(num_frames, clip_frames, num_clips) < 1:
+        clips = f"num_clips is {num_clips}: clips of {clip_frames} frames"
+        raise ValueError(f"{clips} cannot be taken from a video of {num_frames} frames")
     last = max(num_frames - clip_frames, 0)
     if generator is not None:
         return sorted(int(torch.randint(last + 1, (), generator=generator)) for _ in range(num_clips))
@@ -92,15 +91,15 @@ def num_clips_covering(video_frames: int, clip_frames: int) -> int:
     """Give the N for which L x N equals the video's frames; raises ValueError if L does not divide them."""
     if video_frames % clip_frames:
         choices = ", ".join(str(length) for length in range(8, video_frames + 1, 8) if video_frames % length == 0)
-        rule = f"L x N must equal the profile's {video_frames} frames; choose L from {choices}"
-        raise ValueError(f"L is {clip_frames}, but {rule}")
+        rule = f"L x N must equal the profile's {video_frames} frames"
+        raise ValueError(f"L is {clip_frames}, but {rule}; choose L from {choices}")
     return video_frames // clip_frames
 
 
 class Item(NamedTuple):
-    """What a data set gives for a video."""
+    """What a data set gives for a video: its clips, uint8, in the shape that the data set says."""
 
-    clips: torch.Tensor  # uint8, as the data set says
+    clips: torch.Tensor
     target: int
 
 
@@ -128,12 +127,9 @@ class RandomClips(Dataset):
     seed: int
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
-        video, generator, views = self.videos.videos[draw[1]], generator_for(self.seed, *draw), []
+        video, generator = self.videos.videos[draw[1]], generator_for(self.seed, *draw)
         reader = video.open()
-        for _ in range(self.clips_per_video):
-            (start,) = clip_starts(len(reader), self.clip_frames, 1, generator)
-            indices = clip_frame_indices(start, self.clip_frames, len(reader))
-            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        views = [draw_view(reader, self.data, self.clip_frames, 1, generator) for _ in range(self.clips_per_video)]
         return Item(read_views(reader, views).movedim(-1, 1), video.target)
 
     def load_batch(self, draws: Sequence[tuple[int, int]]) -> Batch:
@@ -145,8 +141,17 @@ class RandomClips(Dataset):
             except VideoError as error:
                 skipped.append((draw[1], str(error)))
         clips = stack_clips([item.clips for item in items]) if items else torch.empty(0)
-        clips = clips.pin_memory() if torch.cuda.is_available() else clips
-        return Batch(clips, torch.tensor([item.target for item in items], dtype=torch.int64), skipped)
+        targets = torch.tensor([item.target for item in items], dtype=torch.int64)
+        return Batch(clips.pin_memory() if torch.cuda.is_available() else clips, targets, skipped)
+
+
+def draw_view(
+    reader: VideoReader, data: Data, clip_frames: int, num_clips: int, generator: torch.Generator | None
+) -> tuple[list[int], Cut]:
+    """Choose the frames of N clips and their cut: uniform and central, or drawn by a generator."""
+    starts = clip_starts(len(reader), clip_frames, num_clips, generator)
+    indices = [i for start in starts for i in clip_frame_indices(start, clip_frames, len(reader))]
+    return indices, draw_cut(reader.size_px, data, generator)
 
 
 def read_views(reader: VideoReader, views: Sequence[tuple[Sequence[int], Cut]]) -> torch.Tensor:
@@ -173,24 +178,17 @@ def stack_clips(clips: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def draw_epochs(
-    num_videos: int,
-    *,
-    batch_videos: int,
-    first: int,
-    iterations: int,
-    seed: int,
-    mine: Sequence[int] = (0,),
-    parts: int = 1,
+    num: int, *, batch_videos: int, first: int, iterations: int, seed: int, mine: Sequence[int] = (0,), parts: int = 1
 ) -> Iterator[list[tuple[int, int]]]:
     """Shuffle endless epochs into batches of (epoch, place), from iteration `first` on; of each, `mine` of `parts`."""
 
     @lru_cache(1)
     def order(epoch: int) -> list[int]:
-        return torch.randperm(num_videos, generator=generator_for(seed, epoch)).tolist()
+        return torch.randperm(num, generator=generator_for(seed, epoch)).tolist()
 
     for iteration in range(first, iterations):
         positions = range(iteration * batch_videos, (iteration + 1) * batch_videos)
-        batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, num_videos) for p in positions)]
+        batch = [(epoch, order(epoch)[place]) for epoch, place in (divmod(p, num) for p in positions)]
         yield from (batch[part::parts] for part in mine)
 
 
@@ -215,10 +213,8 @@ class VideoClips(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         video = self.videos.videos[index]
-        reader, views = video.open(), []
-        for generator in [generator_for(self.seed, view, index) for view in range(self.views)] or [None]:
-            starts = clip_starts(len(reader), self.clip_frames, self.num_clips, generator)
-            indices = [i for start in starts for i in clip_frame_indices(start, self.clip_frames, len(reader))]
-            views.append((indices, draw_cut(reader.size_px, self.data, generator)))
+        reader, form = video.open(), (self.data, self.clip_frames, self.num_clips)
+        generators = [generator_for(self.seed, view, index) for view in range(self.views)] or [None]
+        views = [draw_view(reader, *form, generator) for generator in generators]
         clips = read_views(reader, views).unflatten(1, (self.num_clips, self.clip_frames))
         return Item(clips.movedim(-1, 2), video.target)

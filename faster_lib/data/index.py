@@ -5,7 +5,6 @@ missing or corrupt. Generated videos have such a file in their folder.
 """
 
 import csv
-import hashlib
 import io
 import logging
 from collections import Counter
@@ -19,12 +18,12 @@ from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, wri
 from faster_lib.data.video import DECODERS, File
 from faster_lib.paths import DATA, RUNS
 from faster_lib.profiles import Profile
-from faster_lib.store import Entry, hash_of, write_whole
+from faster_lib.store import REMEDY, Entry, has_hash, hash_of, read_hash, remembered, write_whole
 
 log = logging.getLogger(__name__)
 _warn_once = lru_cache(log.warning)
 
-INDEX = "index.csv"
+INDEX, CHECK = "index.csv", ".sha256"  # beside an index of real videos: its hash, as `sha256sum` writes it
 
 
 class Indexed(NamedTuple):
@@ -54,11 +53,11 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
         entry, plan = _plan_entry(profile, split, runs)
         entry.complete(lambda: _generate(plan, entry.path, profile))
         table, root = entry.path / INDEX, entry.path
-    rows = read_index(table)
-    classes = dict(sorted((row.target, row.label) for row in rows))
-    if len(classes) != profile.data.num_classes:
-        raise ValueError(f"{table} has {len(classes)} classes, but data.num_classes is {profile.data.num_classes}")
-    words = [row.split.split()[profile.data.fold - 1] if profile.data.fold and row.path else row.split for row in rows]
+        _mend(plan, table, profile)
+    rows, data = read_index(table), profile.data
+    if len(classes := dict(sorted((row.target, row.label) for row in rows))) != data.num_classes:
+        raise ValueError(f"{table} has {len(classes)} classes, but data.num_classes is {data.num_classes}")
+    words = [row.split.split()[data.fold - 1] if data.fold and row.path else row.split for row in rows]
     if split not in words:
         raise ValueError(f"{table} has no split {split!r}; it has {', '.join(sorted({*words} - {'', '-'}))}")
     chosen = [row for row, word in zip(rows, words, strict=True) if word == split]
@@ -67,7 +66,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
         raise ValueError(f"{table} names the decoder {others.pop()!r}; run: make index PROFILE={profile.name}")
     missing = sum(row.file.problem.startswith("missing") for row in chosen)
     census = Census(len(chosen), len(kept), missing, corrupt=len(chosen) - len(kept) - missing)
-    _check_share(census, profile.data.most_unreadable_share, f"split {split!r} in {table}", is_training)
+    _check_share(census, data.most_unreadable_share, f"split {split!r} in {table}", is_training)
     videos = tuple(Video(root / path, target, file) for path, _, target, _, file in kept)
     return VideoList(videos, tuple(classes.values()), census)
 
@@ -75,8 +74,7 @@ def load_videos(profile: Profile, split: str, *, runs: Path = RUNS, is_training:
 def videos_key(profile: Profile, split: str, *, runs: Path = RUNS) -> str:
     """Name what the videos of a split are, by what decides it: the scene, or the index; no video is made or read."""
     if profile.scene is None:
-        table = _existing_index(profile, runs)
-        depends = {"index": _read_once(table, (about := table.stat()).st_size, about.st_mtime_ns)[0]}
+        depends = {"index": read_hash(_existing_index(profile, runs))}
     else:
         depends = _plan_entry(profile, split, runs)[0].depends
     return hash_of({**depends, "split": split, "fold": profile.data.fold})
@@ -88,17 +86,11 @@ def clips_key_facts(profile: Profile) -> dict[str, Any]:
     return profile.data.model_dump(mode="json", include=keys)
 
 
+@remembered(2)  # a study asks for it in each of its cells
 def read_index(table: Path) -> list[Indexed]:
     """Read an index as it was written."""
-    return list(_read_once(table, (about := table.stat()).st_size, about.st_mtime_ns)[1])
-
-
-@lru_cache(2)  # a study asks for it in each of its cells
-def _read_once(table: Path, *_as_long_as: int) -> tuple[str, tuple[Indexed, ...]]:
-    content = table.read_bytes()
-    _, *lines = from_csv(content)
-    rows = (Indexed(line[0], line[1], int(line[2]), line[3], parse_file(line[4:])) for line in lines)
-    return hashlib.sha256(content).hexdigest(), tuple(rows)
+    _, *lines = from_csv(table.read_bytes())
+    return [Indexed(line[0], line[1], int(line[2]), line[3], parse_file(line[4:])) for line in lines]
 
 
 def parse_file(texts: Sequence[str]) -> File:
@@ -127,9 +119,11 @@ def write_index(table: Path, rows: Sequence[Indexed], labels: Sequence[str]) -> 
 
 
 def _existing_index(profile: Profile, runs: Path) -> Path:
-    table = runs / profile.name / INDEX
+    table, remedy = runs / profile.name / INDEX, f"by: make index PROFILE={profile.name}"
     if not table.is_file():
-        raise FileNotFoundError(f"there is no index {table}; make it by: make index PROFILE={profile.name}")
+        raise FileNotFoundError(f"there is no index {table}; make it {remedy}")
+    if (check := table.with_suffix(CHECK)).is_file() and not has_hash(table, check.read_text().partition(" ")[0]):
+        raise ValueError(f"{table} is damaged; make it again {remedy}")
     return table
 
 
@@ -142,14 +136,25 @@ def _plan_entry(profile: Profile, split: str, runs: Path) -> tuple[Entry, list[P
 
 def _generate(plan: Sequence[Planned], folder: Path, profile: Profile) -> dict[str, int]:
     scene, labels, rows = profile.scene, sorted(CLASSES), []
-    write_planned(plan, folder, scene, workers=profile.loading.workers)
+    missing = [video for video in plan if not (folder / video.name).is_file()]
+    write_planned(missing, folder, scene, workers=profile.loading.workers)
+    about = (scene.frames, float(scene.fps), scene.size_px, scene.size_px, "h264", "decord")
     for name, label, split, _ in plan:
-        content = (folder / name).read_bytes()
-        file = File(scene.frames, float(scene.fps), scene.size_px, scene.size_px, "h264", "decord", len(content))
-        file = file._replace(sha256=hashlib.sha256(content).hexdigest())
+        file = File(*about, (folder / name).stat().st_size, read_hash(folder / name))
         rows.append(Indexed(name, label, labels.index(label), split, file))
     write_index(folder / INDEX, rows, labels)
     return {"videos": len(rows), "bytes": sum(row.file.bytes for row in rows)}
+
+
+def _mend(plan: Sequence[Planned], table: Path, profile: Profile) -> None:
+    """Make those generated videos again whose bytes are not those that the index has; they get the same bytes."""
+    hashes = {row.path: row.file.sha256 for row in read_index(table)}
+    if damaged := [video for video in plan if not has_hash(table.parent / video.name, hashes[video.name])]:
+        paths = [table.parent / video.name for video in damaged]
+        log.warning("%s is damaged or gone, as %d of %d are; made again", paths[0], len(paths), len(plan))
+        write_planned(damaged, table.parent, profile.scene, workers=profile.loading.workers)
+        if wrong := [path for path in paths if not has_hash(path, hashes[path.name])]:
+            raise ValueError(f"{wrong[0]} now has other bytes, as of another encoder; {REMEDY}")
 
 
 def _check_share(census: Census, most_share: float, where: str, is_training: bool) -> None:

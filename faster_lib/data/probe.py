@@ -1,13 +1,13 @@
 """What reading a whole video file from its beginning shows: its frames, and whether it is all there."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from faster_lib.data.video import File, PyAVDecoder, VideoError, first_line
+from faster_lib.store import remembered
 
 _LEAST_SHARE = 0.9  # of what a container announces, and of its packets, that must be there and decodable
 
@@ -21,8 +21,7 @@ def probe_video(path: Path, *, seen: Callable[[PyAVDecoder, int | None, np.ndarr
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); generate or download it again")
     try:
-        decoder = PyAVDecoder(path)
-        for moment, frame in decoder.read_each():
+        for moment, frame in (decoder := PyAVDecoder(path)).read_each():
             count += 1
             seen(decoder, moment, frame)
     except MemoryError:
@@ -31,15 +30,11 @@ def probe_video(path: Path, *, seen: Callable[[PyAVDecoder, int | None, np.ndarr
         fault = f"it cannot be read on after {count} frames" if count else "not a readable video"
         raise VideoError(f"{path}: {fault} ({first_line(error)})") from error
     _check_whole(path, decoder, count)
-    stream, size = decoder.stream, frame.shape[1::-1]
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return File(count, round(rate, 3), *size, stream.codec_context.codec.canonical_name, "pyav_in_order")
+    rate, codec = decoder.stream.average_rate or decoder.stream.guessed_rate or 0, decoder.stream.codec_context.codec
+    return File(count, round(float(rate), 3), *frame.shape[1::-1], codec.canonical_name, "pyav_in_order")
 
 
-@lru_cache(1024)
-def probe_once(path: Path, *_as_long_as: int) -> File:
-    """Probe a file without an index, once in this process as long as its size and time of change stay the same."""
-    return probe_video(path)
+probe_once = remembered(1024)(probe_video)  # of files without an index
 
 
 def _check_whole(path: Path, decoder: PyAVDecoder, frames: int) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from faster_lib.data.video import encode_h264
-from faster_lib.profiles import Scene
+from faster_lib.profile_sections import Scene
 from faster_lib.store import write_whole
 from faster_lib.workers import run_all
 
@@ -55,14 +55,14 @@ def plan_videos(scene: Scene, split: str, *, has_folds: bool) -> list[Planned]:
 
 
 def write_planned(plan: Sequence[Planned], folder: Path, scene: Scene, *, workers: int) -> None:
-    """Write those videos of a plan that are missing."""
-    parts = [(folder / video.name, video, scene) for video in plan if not (folder / video.name).is_file()]
+    """Write the videos of a plan."""
+    parts = [(folder, video, scene) for video in plan]
     run_all(_write_video, parts, workers=workers, title="generate videos", unit="video")
 
 
-def _write_video(path: Path, video: Planned, scene: Scene) -> None:
+def _write_video(folder: Path, video: Planned, scene: Scene) -> None:
     frames = render_video(video.label, scene, np.random.default_rng([scene.seed, *video.seed]))
-    write_whole(path, encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
+    write_whole(folder / video.name, encode_h264(frames, fps=scene.fps, crf=scene.crf, gop_frames=scene.gop_frames))
 
 
 def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -81,8 +81,8 @@ def render_video(label: str, scene: Scene, rng: np.random.Generator) -> np.ndarr
             disc = _disc(scene.size_px, rng.uniform(0, scene.size_px, size=(1, 2)), scene.actor_px / 2)
             frames += disc[..., None] * 40 * tint  # still, in front of the background
         _draw_actors(frames, MOTIONS[motion], does_flicker, action_share, scene, rng)
-    first, last = _stretch(scene.frames, rng.uniform(*scene.context_share), rng)
-    video[first:last] += context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    tint = context_contrast * np.asarray(CONTEXTS[context], dtype=np.float32)
+    video[_stretch(scene.frames, rng.uniform(*scene.context_share), rng)] += tint
     video += rng.uniform(-scene.noise, scene.noise, size=video.shape[:3]).astype(np.float32)[..., None]
     return np.clip(video, 0, 255, out=video).astype(np.uint8)
 
@@ -104,10 +104,8 @@ def _background(num_frames: int, scene: Scene, rng: np.random.Generator) -> np.n
     for _ in range(3):
         frequency, angle, phase = rng.uniform(0.1, 0.5), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
         u, v = frequency * np.cos(angle) * x, frequency * np.sin(angle) * y + phase
-        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :]
-        wave -= np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
-        wave *= rng.uniform(4, 12)
-        image += wave
+        wave = np.cos(v)[:, :, None] * np.cos(u)[:, None, :] - np.sin(v)[:, :, None] * np.sin(u)[:, None, :]
+        image += wave * rng.uniform(4, 12)
     return image
 
 
@@ -115,23 +113,20 @@ def _draw_actors(
     frames: np.ndarray, direction, does_flicker: bool, action_share: float, scene: Scene, rng: np.random.Generator
 ) -> None:
     """Draw the actors, each bright or dark, or flickering: they move while the action is on and rest otherwise."""
-    num_frames = len(frames)
-    is_moving = np.zeros(num_frames, dtype=bool)
-    is_moving[slice(*_stretch(num_frames, action_share, rng))] = True
+    is_moving = np.zeros(len(frames), dtype=bool)
+    is_moving[_stretch(len(frames), action_share, rng)] = True
     travel = np.cumsum(is_moving * rng.uniform(*scene.speed_px))[:, None] * np.asarray(direction)  # (T, 2)
     for _ in range(scene.actors):
         position = np.mod(rng.uniform(0, scene.size_px, size=2) + travel, scene.size_px)
         mask = scene.actor_contrast * _disc(scene.size_px, position, scene.actor_px / 2)  # (T, H, W)
-        flicker = rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
-        mask *= flicker
+        mask *= rng.integers(0, 2, size=mask.shape, dtype=np.int8) * 2 - 1 if does_flicker else rng.choice((-1, 1))
         frames += mask[..., None]
 
 
-def _stretch(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Place one stretch that covers `share` of `length` frames at random, as (first, last)."""
+def _stretch(length: int, share: float, rng: np.random.Generator) -> slice:
+    """Place one stretch that covers `share` of `length` frames at random."""
     covered = max(1, round(share * length))
-    first = int(rng.integers(0, length - covered + 1))
-    return first, first + covered
+    return slice(first := int(rng.integers(0, length - covered + 1)), first + covered)
 
 
 def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
@@ -140,5 +135,4 @@ def _disc(size_px: int, centres: np.ndarray, radius_px: float) -> np.ndarray:
     offset = np.abs(grid[None, None, :] - centres.astype(np.float32)[:, :, None])  # (T, 2, size)
     squared = np.minimum(offset, size_px - offset) ** 2
     distance = np.sqrt(squared[:, 0, None, :] + squared[:, 1, :, None])
-    np.subtract(radius_px + 0.5, distance, out=distance)
-    return np.clip(distance, 0, 1, out=distance)
+    return np.clip(radius_px + 0.5 - distance, 0, 1, out=distance)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import interpolate
 
-from faster_lib.profiles import Data
+from faster_lib.profile_sections import Data
 
 RECIPE_TRANSFORM = 1  # raised whenever the same frames would give other input
 

@@ -1,7 +1,7 @@
-"""Reading and writing video files, by decord and PyAV.
+"""Reading and writing video files, by PyAV, whose frames from the first one on are the video's, and by decord.
 
-The frames that PyAV decodes from the first one on are the video's. decord is the quicker one out of order, but where it
-cannot decode it repeats other frames, so it reads those files only in which a scan found PyAV's frames to the bit.
+decord is quicker out of order, but where it cannot decode it repeats other frames, so it reads those files only in
+which a scan found PyAV's frames to the bit.
 """
 
 import io
@@ -10,7 +10,6 @@ import re
 import time
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ import decord
 import numpy as np
 from torch.utils.dlpack import from_dlpack
 
+from faster_lib.store import has_hash, remembered
 from faster_lib.workers import reading, reads_on
 
 DECODER = f"decord2 {version('decord2')}"  # another version may give other frames
@@ -66,17 +66,21 @@ def look_at(path: Path) -> os.stat_result:
 class VideoReader:
     """One open video, read as its index, or probing the whole file, says.
 
-    Raises: VideoError if the file is empty, not to be opened, or not as long as its index says.
+    Raises: VideoError if the file cannot be opened, or is not the one that was indexed, by its hash and its length.
     """
 
     def __init__(self, path: Path, file: File):
-        self.path = path
-        self.size_px = height, width = file.height_px, file.width_px
-        self.at_once = max(1, HELD_BYTES // (3 * height * width))  # how many frames may be held
+        self.path, self.size_px = path, (file.height_px, file.width_px)
+        self.at_once = max(1, HELD_BYTES // (3 * file.height_px * file.width_px))  # how many frames may be held
         try:
             with reading(path):
+                if file.sha256 and not has_hash(path, file.sha256):
+                    remedy = "bring it back, or touch it and index it again; a next start makes generated ones again"
+                    raise VideoError(f"{path}: its bytes are not those that were indexed; {remedy}")
                 is_decord = file.decoder == "decord"
                 self._decoder = _Decord(path) if is_decord else PyAVDecoder(path, file.frames, file.decoder == "pyav")
+        except VideoError:
+            raise
         except Exception as error:  # decord raises DECORDError, RuntimeError or AttributeError, by version
             raise VideoError(f"{path}: not a readable video ({first_line(error)})") from error
         self.key_frames = self._decoder.key_frames
@@ -112,8 +116,7 @@ class PyAVDecoder:
         self.path, self.length, self.times, self.key_frames = path, length, {}, []
         self.packets, self.undecodable, self.end, self.sizes, self._last = 0, 0, 0, {}, {}
         if is_exact:
-            about = path.stat()
-            self.length, self.times, self.key_frames = _number_packets(path, about.st_size, about.st_mtime_ns)
+            self.length, self.times, self.key_frames = _number_packets(path)
         self._begin()
 
     def _begin(self) -> None:
@@ -133,7 +136,7 @@ class PyAVDecoder:
         return ((frame.pts, self._picture(frame)) for _, frame in self._frames)
 
     def _find(self, wanted: int) -> np.ndarray:
-        before, past = (bisect(self.key_frames, place) for place in (wanted, self._next))
+        before, past = bisect(self.key_frames, wanted), bisect(self.key_frames, self._next)
         if before and (wanted < self._next or before > past):
             key = self.key_frames[before - 1]  # not the frame itself: a seek may end at the key frame after it
             self.file.seek([*self.times][key], stream=self.stream)
@@ -169,8 +172,8 @@ class PyAVDecoder:
         return np.ascontiguousarray(picture)
 
 
-@lru_cache(4096)  # about 20 kB for 300 frames
-def _number_packets(path: Path, *_as_long_as: int) -> tuple[int, dict[int, int], list[int]]:
+@remembered(4096)  # about 20 kB for 300 frames
+def _number_packets(path: Path) -> tuple[int, dict[int, int], list[int]]:
     """Go through all packets: how many frames there are, the number of each by its time, and those of key frames."""
     with av.open(os.fspath(path), metadata_errors="replace") as file:
         packets = [p for p in file.demux(file.streams.best("video")) if p.size and not p.is_discard]
@@ -183,8 +186,7 @@ def _number_packets(path: Path, *_as_long_as: int) -> tuple[int, dict[int, int],
 def read_stream(source: str | Path) -> Iterator[np.ndarray]:
     """Read frames one by one for as long as they come, (H, W, 3) uint8, RGB; VideoError where that fails."""
     try:
-        for _, frame in PyAVDecoder(source).read_each():
-            yield frame
+        yield from (frame for _, frame in PyAVDecoder(source).read_each())
     except Exception as error:
         raise VideoError(f"{source}: not a readable video ({first_line(error)})") from error
 
@@ -196,14 +198,12 @@ def encode_h264(frames: np.ndarray, *, fps: int, crf: int, gop_frames: int) -> b
     """
     if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be uint8 of shape (T, H, W, 3), not {frames.dtype} {frames.shape}")
-    height, width = frames.shape[1:3]
+    _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"H.264 with 4:2:0 chroma needs even sizes, not {height} x {width}")
-    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1"}
-    options |= {"g": str(gop_frames), "keyint_min": "1"}
-    buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4") as file:
-        stream = file.add_stream("libx264", rate=fps, options=options)
+    options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode", "threads": "1", "g": str(gop_frames)}
+    with av.open(buffer := io.BytesIO(), mode="w", format="mp4") as file:
+        stream = file.add_stream("libx264", rate=fps, options=options | {"keyint_min": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

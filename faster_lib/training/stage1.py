@@ -22,7 +22,8 @@ from faster_lib.models.backbones import ClipNetwork, build_backbone, load_weight
 from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, normalise
 from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
-from faster_lib.profiles import BackboneTraining, Profile, load_profile
+from faster_lib.profile_sections import BackboneTraining
+from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import BEGUN, Entry, write_whole
 from faster_lib.training.checkpoints import find_checkpoints, remove_checkpoints
 from faster_lib.training.loop import Task, run_training, training_facts
