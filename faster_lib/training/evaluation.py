@@ -146,7 +146,7 @@ def _complete(pair: FeaturePair, runs: Sequence[Run], split: str) -> None:
         scored = evaluate([trained.model for trained in models.values()], pair, split)
         for (run, trained), measured in zip(models.items(), scored, strict=True):
             making[run] |= {"measures": asdict(replace(measured, train_loss=trained.loss)), "seconds": trained.seconds}
-    for run in making:
+    for run in models:
         remove_checkpoints(entries[run].path)  # only now: a record may not come to be written
     if errors := [f"{entries[run].label}: {made['error']}" for run, made in making.items() if "error" in made]:
         raise FloatingPointError("; ".join(errors))
