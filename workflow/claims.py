@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from faster_lib.paths import FIGURES
 from faster_lib.report.tables import read_table
+
+MANY = 20  # verdicts, above which the table says which survive Holm's correction
+HEAD = ("the paper says", "notebook", "profile", "difference", "over", "verdict")
 
 
 def write_claims(folder: Path) -> str:
@@ -16,14 +20,35 @@ def write_claims(folder: Path) -> str:
     )
     tables = [(path.stem[:2], *read_table(path.stem, folder=folder)) for path in paths]
     parts = [frame.reset_index().assign(notebook=n, profile=about["profile"]) for n, frame, about in tables]
-    lines = ["| the paper says | notebook | profile | difference | verdict |", "| --- | --- | --- | --- | --- |"]
-    for claim in pd.concat(parts).itertuples():
+    claims = pd.concat(parts, ignore_index=True)
+    is_decided = claims.p.notna()
+    is_corrected = is_decided.sum() > MANY
+    claims.loc[is_decided, "survives"] = survive_holm(claims.p[is_decided])
+    head = [*HEAD, *(["after Holm's correction"] if is_corrected else [])]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for claim in claims.itertuples():
         margin = f" (margin {claim.margin:g})" if claim.margin else ""
         number = f"{claim.difference:+.1f} ± {claim.uncertainty:.1f}{margin}"
-        where = f"{claim.notebook} | {claim.profile}"
-        lines.append(f"| {claim.statement} ({claim.source}) | {where} | {number} | **{claim.verdict}** |")
-    lines += ["", "Made by:", "", *(f"- `{about['command']}`" for _, _, about in tables)]
-    return "\n".join(lines)
+        cells = [f"{claim.statement} ({claim.source})", claim.notebook, claim.profile, number, claim.over]
+        cells.append(f"**{claim.verdict}**")
+        if is_corrected:
+            is_verdict = claim.verdict in ("holds", "does not hold")
+            cells.append(("stays" if claim.survives else "undecided") if is_verdict else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    decided = ", ".join(f"{n} {verdict}" for verdict, n in claims.verdict.value_counts().items())
+    lines += ["", f"In all {len(claims)}: {decided}.", "", "Made by:", ""]
+    return "\n".join([*lines, *(f"- `{about['command']}`" for _, _, about in tables)])
+
+
+def survive_holm(p: np.ndarray, level: float = 0.05) -> np.ndarray:
+    """Say which tests stay at this level for all of them together.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    order, number = np.argsort(p), len(p)
+    stays = np.empty(number, bool)
+    stays[order] = np.maximum.accumulate(np.sort(p) * np.arange(number, 0, -1)) <= level
+    return stays
 
 
 if __name__ == "__main__":
