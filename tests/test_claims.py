@@ -17,7 +17,7 @@ from faster_lib.training import stage1
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.results import aggregator_entry, shipped_results
 from faster_lib.training.stage1 import name_backbone
-from workflow.claims import survive_holm, write_claims
+from workflow.claims import survive_holm, write_claims, write_lengths
 
 ENOUGH = {"training": 3, "seed": 3, "video": 512}
 
@@ -210,5 +210,6 @@ def test_of_more_than_twenty_verdicts_the_table_says_which_stay_after_holms_corr
 
 def test_the_page_of_results_holds_the_claims_as_the_notebooks_found_them():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    held = page.split("<!-- claims: printed by workflow/claims.py -->\n")[1].split("<!-- end of claims -->")[0]
-    assert held == write_claims(ROOT / "figures") + "\n", "paste it again, see CONTRIBUTING"
+    for what, write in (("claims", write_claims), ("lengths", write_lengths)):
+        held = page.split(f"<!-- {what}: printed by workflow/claims.py -->\n")[1].split(f"<!-- end of {what} -->")[0]
+        assert held == write(ROOT / "figures") + "\n", "paste it again, see CONTRIBUTING"

@@ -15,6 +15,7 @@ from faster_lib.report import tables as report
 from faster_lib.report.figures import Panel, Series, caption_of, draw_panels, measured_series, video_mflops
 from faster_lib.report.tables import Row, compare
 from faster_lib.training.features import FeaturePair
+from workflow.claims import read_table
 
 TINY = load_profile("tiny")
 KINETICS = load_profile("kinetics400")
@@ -81,7 +82,7 @@ def test_saved_files_hold_the_table_its_origin_and_the_same_bytes_each_time(tmp_
     for suffix in ("png", "svg", "csv"):
         first, second = ((tmp_path / name / f"stem.{suffix}").read_bytes() for name in "ab")
         assert first == second, suffix
-    frame, about = report.read_table("stem", folder=tmp_path / "a")
+    frame, about = read_table("stem", folder=tmp_path / "a")
     assert about | {"profile": "tiny", "seeds": [0, 1, 2], "seconds": 12, "command": "papermill a.ipynb"} == about
     assert {"device", "versions", "commit", "caption"} <= set(about)
     assert frame.loc[("video@1 (%)", "1:3"), "measured"] == 51.0

@@ -1,16 +1,26 @@
-"""Print what all notebooks found of the paper's statements, as the Markdown table of docs/results.md."""
+"""Print what all notebooks found of the paper's statements, and Table 4 at all lengths, as docs/results.md has them."""
 
+import io
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from faster_lib.paths import FIGURES
-from faster_lib.report.tables import read_table
 
 MANY = 20  # verdicts, above which the table says which survive Holm's correction
 HEAD = ("the paper says", "notebook", "profile", "difference", "over", "verdict")
+
+
+def read_table(stem: str, *, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a table, its first two columns as its index, and where it comes from, out of `<stem>.csv`."""
+    text = (folder / f"{stem}.csv").read_text(encoding="utf-8")
+    about = {key: json.loads(value) for key, value in re.findall(r"^# (.+?): (.+)$", text, re.MULTILINE)}
+    frame = pd.read_csv(io.StringIO(text), skiprows=len(about))
+    return frame.set_index(list(frame.columns[:2])), about
 
 
 def write_claims(folder: Path) -> str:
@@ -40,6 +50,18 @@ def write_claims(folder: Path) -> str:
     return "\n".join([*lines, *(f"- `{about['command']}`" for _, _, about in tables)])
 
 
+def write_lengths(folder: Path, stem: str = "04_ratio_study_study_all") -> str:
+    """Write Table 4 with all lengths as Markdown, a number and its ± in one cell."""
+    frame, _ = read_table(stem, folder=folder)
+    spreads = [column for column in frame if column.startswith("± ")]
+    for column in spreads:
+        number = f"measured {column.removeprefix('± ')} (%)"
+        frame[number] = [f"{a:.1f} ± {b:.1f}" for a, b in zip(frame[number], frame[column], strict=True)]
+    shown = frame.drop(columns=spreads).reset_index()
+    rows = [list(shown), ["---"] * shown.shape[1], *shown.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def survive_holm(p: np.ndarray, level: float = 0.05) -> np.ndarray:
     """Say which tests stay at this level for all of them together.
 
@@ -53,3 +75,4 @@ def survive_holm(p: np.ndarray, level: float = 0.05) -> np.ndarray:
 
 if __name__ == "__main__":
     print(write_claims(FIGURES))
+    print(write_lengths(FIGURES))

@@ -76,7 +76,6 @@ class Panel:
     series: Sequence[Series]
     is_log: bool = True  # of the x axis
     ticks: Sequence[float] = ()  # on the x axis, where it is a count such as N
-    margin: float = 0.13  # room around the points for their labels, as a share of their range
     is_legend_below: bool = False
 
     def __call__(self, ax: Axes) -> None:
@@ -88,7 +87,7 @@ class Panel:
         spare = iter(_OTHERS)
         for series in self.series:
             _draw_points(series, *(STYLES.get(series.name) or next(spare)), ax)
-        ax.margins(self.margin)
+        ax.margins(0.13)  # room around the points for their labels
         if self.is_log:  # plain numbers at the ticks asked for or else at 1, 2 and 5 of each decade
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(FixedLocator(self.ticks) if self.ticks else LogLocator(subs=(1, 2, 5)))

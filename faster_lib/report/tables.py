@@ -1,11 +1,9 @@
 """Tables of one form: reported, counted and measured numbers side by side, and what a study is asked for."""
 
 import html
-import io
 import json
 import math
 import operator
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -151,14 +149,6 @@ def save(
     about |= {key: value for key, value in circumstances().items() if key != "finished"}
     lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
-
-
-def read_table(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read a table, its first two columns as its index, and where it comes from, out of `<stem>.csv`."""
-    text = (folder / f"{stem}.csv").read_text(encoding="utf-8")
-    about = {key: json.loads(value) for key, value in re.findall(r"^# (.+?): (.+)$", text, re.MULTILINE)}
-    frame = pd.read_csv(io.StringIO(text), skiprows=len(about))
-    return frame.set_index(list(frame.columns[:2])), about
 
 
 def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
