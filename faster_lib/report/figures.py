@@ -1,5 +1,6 @@
 """Figures of accuracy against cost, number of clips or time: one style, panels for reported and for measured points."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -14,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from faster_lib.flops import video_gmacs
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Schedule
-from faster_lib.report.tables import Results, values
+from faster_lib.report.tables import Results, Table, values
 from faster_lib.training.evaluation import Cell
 from faster_lib.training.features import FeaturePair
 
@@ -33,6 +34,8 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "R2D-26": ("v", _COLOURS[2], ":"),
     "R(2+1)D-50": ("^", _COLOURS[3], "-."),
     "R3D-50": ("h", _COLOURS[9], "-"),
+    **{f"L = {L}": (marker, _COLOURS[i], "-") for i, (L, marker) in enumerate(zip((8, 16, 32), "os^", strict=True))},
+    **{f"L = {L}, averaging": ("", _COLOURS[i], ":") for i, L in enumerate((8, 16, 32))},
     "pre-trained on ImageNet": ("s", _COLOURS[1], ""),
     "trained from scratch": ("o", _COLOURS[0], ""),
     "FASTER": ("*", _COLOURS[3], ""),
@@ -41,6 +44,11 @@ STYLES: Mapping[str, tuple[str, tuple, str]] = {
     "fitted line": ("", (0.5, 0.5, 0.5), "--"),
 }
 _OTHERS = (("o", _COLOURS[7], ""), ("*", _COLOURS[8], ""), ("d", _COLOURS[6], ""))
+VERDICTS: Mapping[str, Mapping] = {
+    "holds": {"fmt": "o", "color": _COLOURS[0]},
+    "does not hold": {"fmt": "X", "color": _COLOURS[3]},
+    "undecided": {"fmt": "D", "color": (0.45, 0.45, 0.45), "markerfacecolor": "white"},
+}
 LEGEND_BELOW = {"ncols": 2, "loc": "upper center", "bbox_to_anchor": (0.5, -0.19)}  # where it leaves all points free
 
 
@@ -68,7 +76,6 @@ class Panel:
     series: Sequence[Series]
     is_log: bool = True  # of the x axis
     ticks: Sequence[float] = ()  # on the x axis, where it is a count such as N
-    margin: float = 0.13  # room around the points for their labels, as a share of their range
     is_legend_below: bool = False
 
     def __call__(self, ax: Axes) -> None:
@@ -80,7 +87,7 @@ class Panel:
         spare = iter(_OTHERS)
         for series in self.series:
             _draw_points(series, *(STYLES.get(series.name) or next(spare)), ax)
-        ax.margins(self.margin)
+        ax.margins(0.13)  # room around the points for their labels
         if self.is_log:  # plain numbers at the ticks asked for or else at 1, 2 and 5 of each decade
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(FixedLocator(self.ticks) if self.ticks else LogLocator(subs=(1, 2, 5)))
@@ -103,6 +110,22 @@ def draw_panels(panels: Sequence[Callable[[Axes], None]], *, title: str, caption
     figure.supxlabel(caption, fontsize=9, color="0.3")
     for panel, ax in zip(panels, axes[0], strict=True):
         panel(ax)
+    return figure
+
+
+def draw_claims(verdicts: Table) -> Figure:
+    """Draw each claim's difference with the interval that its verdict uses, and the mark that it has to pass."""
+    number = len(verdicts.frame)
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
+        figure, ax = plt.subplots(figsize=(9, 1.7 + 0.6 * number), layout="constrained")
+    for y, claim in enumerate(verdicts.frame.itertuples()):
+        kind = claim.verdict if claim.verdict in VERDICTS else "undecided"
+        ax.errorbar(claim.difference, y, xerr=claim.uncertainty, label=kind, capsize=4, markersize=8, **VERDICTS[kind])
+        ax.vlines(-claim.margin, y - 0.35, y + 0.35, color="black", linewidth=2, label="to be passed")
+    ax.set_yticks(range(number), [textwrap.fill(each, 48) for each in verdicts.frame.index])
+    ax.set(ylim=(number - 0.4, -0.6), xlabel="difference and 95 % interval, in the table's unit")
+    handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), fontsize=10, ncols=4, loc="outside upper right")
     return figure
 
 
@@ -163,6 +186,6 @@ def caption_of(pair: FeaturePair, measured: Results) -> str:
     videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
     seeds = max(len(runs) for runs in measured.values())
     ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
-    bars = f"bars are ± 1 standard deviation over {seeds} seed(s) of stage 2"
+    bars = f"bars are ± 1 standard deviation over {seeds} seed(s) of stage 2, intervals stand with the verdicts"
     scales = "The two panels have scales of their own: their accuracies cannot be compared."
     return f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; {bars}.\n{scales}"

@@ -1,17 +1,16 @@
-"""Tables of one form: reported, counted and measured numbers side by side; the paper's claims, judged by one rule."""
+"""Tables of one form: reported, counted and measured numbers side by side, and what a study is asked for."""
 
 import html
-import itertools
 import json
 import math
+import operator
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -29,7 +28,6 @@ from faster_lib.training.evaluation import Cell
 from faster_lib.training.features import FeaturePair
 
 COLUMNS = ("reported", "counted", "measured", "±", "seeds", "difference", "status")
-_IN_POINTS = "The paper's statements, in percentage points of video@1 at this scale"
 # As the paper writes the networks and the aggregators.
 NAMES = {"r2d_26": "R2D-26", "r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}
 NAMES |= {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
@@ -153,82 +151,19 @@ def save(
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
 
 
-def read_table(stem: str, *, folder: Path = FIGURES) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read a table, its first two columns as its index, and where it comes from, out of `<stem>.csv`."""
-    path = folder / f"{stem}.csv"
-    with path.open(encoding="utf-8") as file:
-        lines = list(itertools.takewhile(lambda line: line.startswith("# "), file))
-    about = {key: json.loads(value) for key, value in (line[2:].split(": ", 1) for line in lines)}
-    frame = pd.read_csv(path, skiprows=len(lines))
-    return frame.set_index(list(frame.columns[:2])), about
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a notebook found of one statement of the paper; percentage points throughout."""
-
-    statement: str
-    source: str
-    difference: float  # of the two accuracies, the claimed winner's first
-    uncertainty: float  # two standard errors of that difference, over test videos and over seeds
-    margin: float = 0.0  # by how much the first may fall behind and the claim still hold; 0 for "beats"
-
-    @property
-    def verdict(self) -> str:
-        """Judge by the stated rule: the whole interval above -margin, below it, or across."""
-        if self.difference - self.uncertainty > -self.margin:
-            return "holds"
-        return "does not hold" if self.difference + self.uncertainty < -self.margin else "undecided within the spread"
-
-
-def judge(
-    statement: str, source: str, first: Sequence[Sequence[Any]], second: Sequence[Sequence[Any]], *, margin: float = 0.0
-) -> Claim:
-    """Compare two ways of classifying the same test videos, over one or several conditions.
-
-    Args:
-        first, second: for each condition (a ratio, a length), the results of `measure_all`, one a seed.
-    Raises: ValueError if the two have not been tried under equally many conditions, or not on the same videos.
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} conditions against {len(second)}; there must be as many, and at least one")
-    shares, variances = [], []
-    for side in (first, second):
-        right = [np.array([list(marks) for marks in values(results, "correct")], float) for results in side]
-        seeds = min(map(len, right))  # each part of right is (seeds, videos)
-        by_seed = np.mean([part[:seeds].mean(axis=1) for part in right], axis=0)
-        variances.append(by_seed.var(ddof=1) / seeds if seeds > 1 else 0.0)
-        shares.append(np.mean([part.mean(axis=0) for part in right], axis=0))
-    gain = shares[0] - shares[1]
-    error = math.sqrt(gain.var(ddof=1) / len(gain) + sum(variances))
-    return Claim(statement, source, round(100 * float(gain.mean()), 2), round(200 * error, 2), margin)
-
-
-def tabulate(claims: Sequence[Claim], *, command: str, caption: str = _IN_POINTS) -> Table:
-    """Show what a notebook found of the paper's statements; it saves the table as `<stem>_claims`."""
-    frame = pd.DataFrame(claims, columns=[field.name for field in fields(Claim)])
-    frame["verdict"] = [claim.verdict for claim in claims]
-    return Table(frame.set_index("statement"), caption, command)
-
-
 def rows_of_real_videos(pair: FeaturePair, rows: Sequence[Row], cells: Sequence[Cell], measured: Results) -> list[Row]:
     """Give what rows of video@1 and their cells are to be judged by; nothing for generated videos, which need none.
 
-    That is: macro-F1 of each, what always saying the commonest class would reach, how many of the listed videos could
-    be used and, where that is not all of them, video@1 over all that are listed.
+    That is: macro-F1, accuracy over all listed videos, what always saying the commonest class reaches, and the census.
     """
     if pair.profile.scene is not None:
         return []
-    first, titles, found = measured[cells[0]][0], {"macro-F1 (%)": "macro_f1"}, []
-    if first.census.used < first.census.expected:
-        titles["video@1 (% of expected)"] = "video1_of_expected"
-    for title, what in titles.items():
-        for row, cell in zip(rows, cells, strict=True):
-            quantity = row.quantity.replace("video@1 (%)", title)
-            found.append(Row(quantity, row.name, measured=values(measured[cell], what)))
+    first, found = measured[cells[0]][0], []
+    for title, what in (("macro-F1 (%)", "macro_f1"), ("video@1 (% of expected)", "video1_of_expected")):
+        named = [replace(row, quantity=row.quantity.replace("video@1 (%)", title), reported=None) for row in rows]
+        found += [replace(r, measured=values(measured[cell], what)) for r, cell in zip(named, cells, strict=True)]
     found.append(Row("video@1 (%)", "always the commonest class", counted=round(first.commonest, 2)))
-    keys = ("expected", "used", "missing", "corrupt")
-    return found + [Row("videos", key, counted=getattr(first.census, key)) for key in keys]
+    return found + [Row("videos", key, counted=number) for key, number in asdict(first.census).items()]
 
 
 def made_of(measured: Results) -> list[str]:
@@ -266,17 +201,17 @@ def check_run(profile: Profile, *splits: str) -> None:
 
 
 def check_live(live: Results, known: Results, *, most_percent: float = 5.0) -> str:
-    """Compare cells trained here with the same cells as the kit ships them, by the test videos that they get right.
+    """Say in how many test videos cells trained here differ from the same cells as the kit ships them.
 
-    Raises: ValueError, with both accuracies, where more videos differ than by rounding on other processors.
+    Raises: ValueError, with both accuracies, where they are more than rounding on other processors explains.
     """
     for cell, runs in live.items():
         for mine, other in zip(runs, known[cell], strict=False):
-            differ = sum(a != b for a, b in zip(mine.correct, other.correct, strict=True))
-            if differ > most_percent / 100 * len(mine.correct):
+            differ, videos = sum(map(operator.ne, mine.correct, other.correct)), len(mine.correct)
+            if differ > most_percent / 100 * videos or videos != len(other.correct):
                 both = f"video@1 is {mine.video1:.2f} as trained here, {other.video1:.2f} as kept"
-                raise ValueError(f"{cell}: {both}, and {differ} of {len(mine.correct)} videos differ")
-    return f"trained here: {differ} of {len(mine.correct)} videos differ from what the repository holds"
+                raise ValueError(f"{cell}: {both}, and {differ} of {videos} videos differ")
+    return f"trained here: {differ} of {videos} videos differ from what the repository holds"
 
 
 def check_ratios(ratios: Sequence[int], clip_frames: int, profile: Profile) -> dict[int, Schedule]:
