@@ -37,6 +37,7 @@ POINTS = 1000  # of the curves, about
 def training_facts(settings: Optimisation, engine: Engine) -> dict[str, Any]:
     """Give those settings of a stage on which its results depend, as plain JSON for a key."""
     not_facts = {"checkpoint_iterations", "grown_iterations", "grown_learning_rate"}
+    not_facts |= {"learned_layers"} if getattr(settings, "learned_layers", None) is None else set()
     return {**settings.model_dump(mode="json", exclude=not_facts), "engine": engine.model_dump()}
 
 
