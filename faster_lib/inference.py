@@ -1,4 +1,4 @@
-"""What computes the same as the readable models, faster, for networks and files; imports torch alone."""
+"""What computes the same as the readable models, faster; imports torch alone."""
 
 import copy
 import ctypes
@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,11 +35,10 @@ def prepare_for_inference(
     device: torch.device | str | None = None,
     is_compiled: bool = True,
 ) -> nn.Module:
-    """Give a copy of a trained model that computes the same scores and feature maps faster, without gradients.
+    """Give a copy of a trained model that computes the same, to `TOLERANCE`, faster, in eval mode, without gradients.
 
     Batch norm is folded into the convolutions, channels come last, and networks and aggregator are compiled at their
-    first call with each form of input, which takes seconds. Outputs are float32, within `TOLERANCE` of the plain
-    model's. `train()` changes nothing, and loading weights is refused. From now on this process keeps freed memory.
+    first call with each form of input, which takes seconds. Outputs are float32. This process keeps freed memory.
 
     Args:
         dtype: of the networks' weights and maps, later `.dtype`; "auto" takes `fastest_type(device)`. The rest keeps
@@ -61,12 +60,10 @@ def prepare_for_inference(
 
 def fastest_type(device: torch.device | str) -> torch.dtype:
     """Give torch.bfloat16 where a device multiplies it itself: CUDA from 8.0 on, a CPU with AMX or AVX-512 BF16."""
-    has_bf16, kind = False, torch.device(device).type
-    if kind == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif kind == "cpu":
-        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    kind = torch.device(device).type
+    is_new = kind == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    has_units = kind == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if is_new or has_units else torch.float32
 
 
 def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Module:
@@ -78,9 +75,8 @@ def _prepare(model: nn.Module, dtype: torch.dtype, is_compiled: bool) -> nn.Modu
     if isinstance(model, _Prepared) or not isinstance(model, Aggregator | ClipNetwork):
         raise TypeError(f"a {type(model).__name__} cannot be prepared; give a plain Faster, network or aggregator")
     if isinstance(model, ClipNetwork):
-        return PreparedBackbone(model, dtype=dtype, is_compiled=is_compiled)
-    has_weights = next(model.parameters(), None) is not None  # averaging has none, and stays as it is
-    return PreparedAggregator(model, is_compiled=is_compiled) if has_weights else model
+        return PreparedBackbone(model, dtype, is_compiled)
+    return PreparedAggregator(model, is_compiled) if [*model.parameters()] else model  # averaging stays as it is
 
 
 def _without_gradients(method: Callable) -> Callable:  # in one mode, since another one compiles all again
@@ -110,7 +106,7 @@ class PreparedBackbone(_Prepared, ClipNetwork):
     Source: ours; the paper measures plain networks.
     """
 
-    def __init__(self, network: ClipNetwork, *, dtype: torch.dtype, is_compiled: bool):
+    def __init__(self, network: ClipNetwork, dtype: torch.dtype, is_compiled: bool):
         super().__init__()
         self.network = fold_batch_norm(network).to(dtype=dtype, memory_format=torch.channels_last_3d)
         self.classifier = self.network.classifier = network.classifier
@@ -166,7 +162,7 @@ class PreparedAggregator(_Prepared, Aggregator):
     Source: ours.
     """
 
-    def __init__(self, aggregator: Aggregator, *, is_compiled: bool):
+    def __init__(self, aggregator: Aggregator, is_compiled: bool):
         super().__init__(aggregator.channels)
         self.aggregator = fast_form(aggregator)
         self.start, self.read = self.aggregator.start, self.aggregator.read
@@ -216,24 +212,6 @@ def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[in
     most = 1 << max(PIXELS_PER_CALL.get(device, PIXELS_PER_CALL["cpu"]) // pixels, 1).bit_length() - 1
     sizes = [most] * (num_clips // most)
     return sizes + [1 << bit for bit in reversed(range(most.bit_length())) if num_clips % most >> bit & 1]
-
-
-def score_videos(
-    model: Faster, clips: torch.utils.data.Dataset, *, batch_videos: int = 1, workers: int = 1
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Score a `VideoClips` by a model, plain or prepared, decoding ahead in so many threads of its own.
-
-    Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
-    """
-    from faster_lib.data.datasets import stack_clips  # here, since all else needs torch alone
-    from faster_lib.workers import load_ahead
-
-    decoded = iter(load_ahead(clips.__getitem__, range(len(clips)), workers))
-    while batch := list(itertools.islice(decoded, batch_videos)):
-        views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
-        with torch.inference_mode():
-            scores = model(views).softmax(-1)
-        yield scores.cpu(), torch.tensor([item.target for item in batch])
 
 
 def keep_freed_memory() -> bool:

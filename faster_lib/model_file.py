@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,16 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", is_compiled: b
     content = Path(path).read_bytes()
     try:
         header = json.loads(content[8 : -len(_body(content)) or None])["__metadata__"]
-        version = int(header["version"]) if header["format"] == FORMAT else None
+        version = {FORMAT: int(header["version"])}[header["format"]]
     except (struct.error, ValueError, KeyError, TypeError):
-        version = None
-    if version is None:
-        raise ValueError(f"{path} is no model file of this kit, or its beginning is damaged; save_model writes one")
+        fault = f"{path} is no model file of this kit, or its beginning is damaged; save_model writes one"
+        raise ValueError(fault) from None
     if version > VERSION:
         raise ValueError(f"{path} has format {version}, this kit reads up to {VERSION}; install a newer one")
     if hashlib.sha256(_body(content) + header["about"].encode()).hexdigest() != header["sha256"]:
         raise ValueError(f"{path} is damaged: its content is not what its header says; copy it anew")
     stated = json.loads(header["about"])
-    about = About(**{each.name: stated[each.name] for each in fields(About)} | {"classes": tuple(stated["classes"])})
+    about = About(**stated | {"classes": tuple(stated["classes"])})
     model = _build(about)
     model.load_state_dict({name: value.float() for name, value in read_tensors(content).items()})
     return Model(prepare_for_inference(model, device=device, is_compiled=is_compiled), about)
@@ -177,9 +176,8 @@ class Stream:
 
     def __init__(self, model: Model, frames: Iterable[Any], is_live: bool, cut_at: float | None):
         self.model, self.frames, self.is_live, self.cut_at = model, frames, is_live, cut_at
-        self.dropped = self.taken = 0
-        self._is_reset = self._is_over = False
-        self._waiting: queue.Queue = queue.Queue(2 * model.about.clip_frames)
+        self.dropped, self._is_reset, self._is_over = 0, False, False
+        self._waiting: queue.Queue = queue.Queue(2 * model.about.clip_frames)  # (number, frame or error), None at last
 
     def reset(self) -> None:
         """Forget what was seen: the next frame begins the first clip."""
@@ -189,10 +187,9 @@ class Stream:
         threading.Thread(target=self._read, daemon=True).start()
         clip, state, clips_seen, before, length = [], None, 0, None, self.model.about.clip_frames
         try:
-            while (item := self._waiting.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                number, frame = item
+            for number, frame in iter(self._waiting.get, None):
+                if isinstance(frame, Exception):
+                    raise frame
                 if self._is_reset or self._is_cut(before, frame):
                     clip, state, clips_seen, self._is_reset = [], None, 0, False
                 clip.append(before := frame)
@@ -200,8 +197,6 @@ class Stream:
                     state, said = self.model._step(torch.cat(clip), state)
                     clip, clips_seen = [], clips_seen + 1
                     yield Moment(*said, number, clips_seen, self.dropped)
-            if not self.taken:
-                raise ValueError("the stream ended without a frame")
             if clip and not clips_seen:  # shorter than a clip: looped, as in training
                 _, said = self.model._step(torch.cat([clip[i % len(clip)] for i in range(length)]), None)
                 yield Moment(*said, number, 1, self.dropped)
@@ -209,22 +204,22 @@ class Stream:
             self._is_over = True
 
     def _read(self) -> None:
-        last: Exception | None = None
+        number = -1
         try:
-            for number, frame in enumerate(self.frames):
-                frame = torch.as_tensor(frame)
+            for number, frame in enumerate(map(torch.as_tensor, self.frames)):
                 if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != torch.uint8:
                     fault = f"frame {number} is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (H, W, 3)"
                     raise ValueError(fault)
-                self.taken += 1
                 self._put((number, cut_frames(frame[None], draw_cut(frame.shape[:2], self.model.about))), self.is_live)
                 if self._is_over:
                     return
+            if number < 0:
+                raise ValueError("the stream ended without a frame")
         except Exception as error:
-            last = error
-        self._put(last, False)
+            self._put((number, error))
+        self._put(None)
 
-    def _put(self, item: Any, may_drop: bool) -> None:
+    def _put(self, item: Any, may_drop: bool = False) -> None:
         while not self._is_over:
             try:
                 return self._waiting.put(item, timeout=0 if may_drop else 0.1)

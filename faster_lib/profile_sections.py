@@ -88,7 +88,7 @@ class Networks(Section):
     """The two clip networks and the recurrent unit."""
 
     expensive: str
-    expensive_weights: str | None = None  # a weight file, or the name of torchvision's; null starts from nothing
+    expensive_weights: str | None = None  # a weight file, or a publisher's name for some; null starts from nothing
     cheap: str
     cheap_weights: str | None = None  # likewise
     trained_in: str | None = None  # another profile, whose trained networks serve here as they are
@@ -130,6 +130,8 @@ class BackboneTraining(Optimisation):
     # Where given, a network for L > 8 starts from the one for half of L, and is trained so long, at that rate.
     grown_iterations: PositiveInt | None = None
     grown_learning_rate: PositiveFloat | None = None
+    # Where given, the classifier and so many layers before it learn alone; null: all layers do.
+    learned_layers: NonNegativeInt | None = None
     clips_per_video: PositiveInt
     seed: int
 

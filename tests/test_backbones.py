@@ -234,3 +234,21 @@ def test_clips_of_a_wrong_shape_are_refused_with_the_shape(shape, quoted):
         check_clips(torch.zeros(shape))
     with pytest.raises(ValueError, match=quoted):
         small("r2d_26")(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_classifier_and_the_last_layers_learn_and_all_else_keeps_its_weights_and_statistics(layers):
+    torch.manual_seed(0)
+    network = small("r2d_26")
+    network.learn_last(layers)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(3):  # a fresh block's last batch norm is 0, so that its convolution learns from the second step on
+        scores = network.train()(torch.randn(4, 3, 8, 33, 33))
+        F.cross_entropy(scores, torch.arange(4)).backward()
+        optimiser.step()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    last = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    expected = {"stages.3.1.residual.4.0.weight", *(f"stages.3.1.residual.4.1.{key}" for key in last)}
+    assert changed == {"classifier.weight", "classifier.bias", *(expected if layers else ())}
+    assert network.training and not network.eval().stem.training

@@ -45,6 +45,7 @@ DOORS = {
     "av": {"data.video"},
     "torchvision.transforms": {"data.transforms"},
     "torchvision": {"models.torchvision"},
+    "timm": {"models.timm"},
     "pebble": set(),  # only the command that indexes videos, workflow/scan.py, needs it
     "fvcore": {"flops"},
     "joblib": {"workers"},
@@ -102,13 +103,8 @@ def test_there_are_at_most_nine_floors():
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("faster_lib.models.")])
 def test_a_network_needs_torch_alone(module):
     standard = set(sys.stdlib_module_names) | {"torch", "faster_lib"}
-    more = (
-        {"safetensors"}
-        if module.endswith(".weights")
-        else {"torchvision"}
-        if module.endswith(".torchvision")
-        else set()
-    )
+    part = module.rpartition(".")[2]
+    more = {"safetensors"} if part == "weights" else {part} if part in ("torchvision", "timm") else set()
     assert {name.split(".")[0] for name in imports_of(TREES[module])} <= standard | more
     assert all(used.startswith("faster_lib.models.") for used in modules_used_by(module))
 

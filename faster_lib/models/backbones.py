@@ -1,6 +1,7 @@
-"""The clip networks of Table 1, as data read by one builder, and the way to torchvision's networks and to weights."""
+"""The clip networks of Table 1, as data read by one builder, and the way to networks of others and to weights."""
 
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class Architecture(NamedTuple):
     block: str  # "2d": 1x3x3, "2plus1d": 1x3x3 then 3x1x1, "3d": 3x3x3
 
 
+# Networks of others: the module of each publisher, which alone needs that package, and its class.
+FAMILIES = {"torchvision": "TorchvisionBackbone", "timm": "TimmBackbone"}
 EXPANSION = 4
 _STAGES_26 = (Stage(2, 64, 1), Stage(2, 128, 2), Stage(2, 256, 2), Stage(2, 512, 2))
 _STAGES_50 = (Stage(3, 64, 1), Stage(4, 128, 2), Stage(6, 256, 2), Stage(3, 512, 2))
@@ -86,18 +89,17 @@ class Backbone(ClipNetwork):
             raise ValueError(f"width is {width!r}; it must be a positive number, 1.0 for the networks of the paper")
         stem, channels = [], 3
         for out_channels, kernel, stride in architecture.stem:
-            stem += [conv_bn(channels, _scale(out_channels, width), kernel, stride), nn.ReLU(inplace=True)]
-            channels = _scale(out_channels, width)
+            before, channels = channels, _scale(out_channels, width)
+            stem += [conv_bn(before, channels, kernel, stride), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*stem)
         self.pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        stages = []
+        self.stages = nn.Sequential()
         for num_blocks, stage_width, stage_stride in architecture.stages:
-            scaled, blocks = _scale(stage_width, width), []
+            scaled, blocks = _scale(stage_width, width), nn.Sequential()
             for stride in (stage_stride, *[1] * (num_blocks - 1)):
                 blocks.append(Bottleneck(channels, scaled, stride=stride, block=architecture.block))
                 channels = EXPANSION * scaled
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
+            self.stages.append(blocks)
         self.channels = channels
         self.classifier = nn.Linear(channels, num_classes)
         _initialise(self)
@@ -114,25 +116,29 @@ class Backbone(ClipNetwork):
 def build_backbone(
     name: str, num_classes: int = 400, width: float = 1.0, weights: str | Path | None = None
 ) -> ClipNetwork:
-    """Build a network of Table 1 or one of torchvision's, with fresh weights unless some are given.
+    """Build a network of Table 1, or one of torchvision's or timm's, with fresh weights unless some are given.
 
     Args:
         name: "r2d_26" (the cheap network), "r2plus1d_50" or "r3d_50" (the expensive ones); "torchvision/" and one of
-            "r2plus1d_18", "r3d_18", "mc3_18", "s3d".
-        width: scales every channel count but the input's and the classes'; torchvision's networks have 1.0 alone.
+            "r2plus1d_18", "r3d_18", "mc3_18", "s3d"; "timm/<name>", an image network that looks at one frame of 8, or
+            "timm/<name>/2", at every 2nd.
+        width: scales every channel count but the input's and the classes'; networks of others have 1.0 alone.
         weights: as `load_weights` takes them.
-    Raises: ValueError for an unknown name, a width that is not positive, fewer than one class, or unfit weights.
+    Raises: ValueError for an unknown name, a width that is not positive, fewer than one class, or unfit weights;
+        ImportError where the package of another's network is not installed.
     """
     check_whole("num_classes", num_classes)
+    family, _, others = name.partition("/") if isinstance(name, str) else (name, "", "")
     if name in TABLE_1:
         network = Backbone(TABLE_1[name], num_classes=num_classes, width=width)
-    elif isinstance(name, str) and name.startswith("torchvision/"):
-        from faster_lib.models.torchvision import build_torchvision  # here, since Table 1 needs torch alone
-
-        network = build_torchvision(name, num_classes, width)
+    elif family in FAMILIES and others:
+        if width != 1:
+            raise ValueError(f"width is {width!r}; {name} has one width, write 1.0")
+        build = getattr(import_module(f"faster_lib.models.{family}"), FAMILIES[family])
+        network = build(others, num_classes=num_classes)
     else:
-        known = ", ".join(TABLE_1)
-        raise ValueError(f"unknown network {name!r}; choose one of {known}, or torchvision's, such as torchvision/s3d")
+        known = f"choose one of {', '.join(TABLE_1)}, or torchvision's, such as torchvision/s3d, or timm's"
+        raise ValueError(f"unknown network {name!r}; {known}, such as timm/resnet18")
     if weights is not None:
         load_weights(network, weights)
     return network
@@ -142,19 +148,12 @@ def load_weights(network: ClipNetwork, weights: str | Path) -> None:
     """Put weights into a network; a classifier of another number of classes is left out, with a warning.
 
     Args:
-        weights: a file ending in .safetensors, .pth or .pt, none of whose code is run; for torchvision's networks also
-            torchvision's name for published weights, such as "KINETICS400_V1" or "DEFAULT".
+        weights: a file ending in .safetensors, .pth or .pt, none of whose code is run; for networks of others also the
+            publisher's name for some, such as "KINETICS400_V1" or "DEFAULT".
     Raises: ValueError for an unknown name, a file that holds code, or weights whose keys or shapes do not match.
     """
-    is_file = is_weight_file(weights)
-    found = read_weights(Path(weights).expanduser()) if is_file else None
-    if not isinstance(network, Backbone):
-        from faster_lib.models.torchvision import fetch_weights, rename_weights
-
-        found = rename_weights(found if is_file else fetch_weights(network, str(weights)))
-    elif not is_file:
-        raise ValueError(f"weights is {weights!r}; for a network of Table 1 it must end in .safetensors, .pth or .pt")
-    fit_weights(network, found, str(weights))
+    found = read_weights(Path(weights).expanduser()) if is_weight_file(weights) else network.fetch_weights(weights)
+    fit_weights(network, network.rename_weights(found), str(weights))
 
 
 def conv_bn(

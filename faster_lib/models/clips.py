@@ -38,6 +38,27 @@ class ClipNetwork(nn.Module, ABC):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(clips))
 
+    def fetch_weights(self, weights: str) -> dict[str, torch.Tensor]:
+        """Give published weights of that name; networks that others publish override this and the next."""
+        raise ValueError(f"weights is {weights!r}; for a network of Table 1 it must end in .safetensors, .pth or .pt")
+
+    def rename_weights(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Give weights with the publisher's names for the parts this network's names; those stay as they are."""
+        return weights
+
+    def learn_last(self, layers: int) -> None:
+        """Let the classifier and so many layers before it learn alone; all else keeps its weights and statistics."""
+        found = [m for m in self.modules() if m is not self.classifier and [*m.parameters(recurse=False)]]
+        self.requires_grad_(False)
+        for layer in (*found[max(len(found) - layers, 0) :], self.classifier):
+            layer.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "ClipNetwork":
+        for part in super().train(mode).modules():  # what does not learn keeps its statistics too
+            own = [parameter.requires_grad for parameter in part.parameters(recurse=False)]
+            part.training &= not own or any(own)
+        return self
+
 
 def check_clips(clips: torch.Tensor) -> None:
     """Raise ValueError unless `clips` are bytes or floats of shape (B, 3, L, H, W), L a positive multiple of 8."""
@@ -70,6 +91,17 @@ def normalise(clips: torch.Tensor) -> torch.Tensor:
     """
     mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
     return torch.sub(clips, mean).div_(std)
+
+
+def resize(clips: torch.Tensor, side_px: int) -> torch.Tensor:
+    """Resize each frame to a square: (B, 3, L, H, W) -> (B, 3, L, side_px, side_px)."""
+    size = (side_px, side_px)
+    if tuple(int(side) for side in clips.shape[-2:]) == size:
+        return clips
+    frames = clips.transpose(1, 2).flatten(0, 1)  # (B * L, 3, H, W)
+    wide = frames.float() if frames.dtype == torch.bfloat16 else frames  # which torch cannot resize on a CPU
+    frames = nn.functional.interpolate(wide, size=size, mode="bilinear", antialias=True).to(clips.dtype)
+    return frames.unflatten(0, (-1, int(clips.shape[2]))).transpose(1, 2)
 
 
 def as_input(clips: torch.Tensor) -> torch.Tensor:

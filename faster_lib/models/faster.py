@@ -85,14 +85,13 @@ class Faster(nn.Module):
         self.register_buffer("feature_scales", torch.tensor(feature_scales))
         self.projection, self.classifier = None, None
         if aggregator.aggregates_scores:
-            classes = [network.classifier.out_features for network in (expensive, cheap)]
-            if classes != [num_classes] * 2:
-                of = f"{classes[0]} of the expensive network, {classes[1]} of the cheap one, {num_classes} asked for"
+            own, other = (network.classifier.out_features for network in (expensive, cheap))
+            if (own, other) != (num_classes, num_classes):
+                of = f"{own} of the expensive network, {other} of the cheap one, {num_classes} asked for"
                 raise ValueError(f"classes differ: {of}")
             return
-        if expensive.channels != aggregator.channels:
-            of = f"{expensive.channels} of the expensive network, {aggregator.channels} of the aggregator"
-            raise ValueError(f"channels differ: {of}")
+        if (own := expensive.channels) != (other := aggregator.channels):
+            raise ValueError(f"channels differ: {own} of the expensive network, {other} of the aggregator")
         if cheap.channels != expensive.channels:
             self.projection = Pointwise(cheap.channels, expensive.channels)
             nn.init.normal_(self.projection.weight, std=cheap.channels**-0.5)  # a mean square of 1 stays so, on average
@@ -134,13 +133,12 @@ class Faster(nn.Module):
         Raises: ValueError if the maps do not fit, or if without an expensive one the size to aggregate is unknown.
         """
         self._check_num_clips(len(maps))
-        sizes = {}
-        for t, (feature, letter) in enumerate(zip(maps, self.schedule, strict=False)):
-            channels, size = self._network(letter).channels, sizes.setdefault(letter, feature.shape[2:])
-            if feature.ndim != 5 or feature.shape != (len(maps[0]), channels, *size):
-                shapes, form = [tuple(other.shape) for other in maps], f"({len(maps[0])}, {channels}, l, h, w)"
-                fault = f"maps have shapes {shapes}; map {t} of {self.schedule!r} must be {form}"
-                raise ValueError(f"{fault}, with one l, h, w for each network")
+        sizes, shapes = {}, [tuple(feature.shape) for feature in maps]
+        for t, (shape, letter) in enumerate(zip(shapes, self.schedule, strict=False)):
+            videos, channels = shapes[0][0], self._network(letter).channels
+            if len(shape) != 5 or shape != (videos, channels, *sizes.setdefault(letter, shape[2:])):
+                must = f"({videos}, {channels}, l, h, w), with one l, h, w for each network"
+                raise ValueError(f"maps have shapes {shapes}; map {t} of {self.schedule!r} must be {must}")
         reference = (16, 64, 96)  # a clip that tells apart networks whose maps differ in size: its sides differ
         is_known = "E" in sizes or self.expensive.feature_size(reference) == self.cheap.feature_size(reference)
         if not (is_known or self.aggregator.aggregates_scores):
@@ -171,6 +169,5 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        most = len(self.schedule)
-        if not 1 <= num_clips <= most:
+        if not 1 <= num_clips <= (most := len(self.schedule)):
             raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")

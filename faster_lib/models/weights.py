@@ -72,18 +72,14 @@ def fit_weights(network: nn.Module, weights: dict[str, torch.Tensor], source: st
         log.warning("%s classifies %d classes, not %d: the classifier starts anew", source, classes, wanted)
         kept = {key: value for key, value in own.items() if key.startswith("classifier.")}
         weights = {key: kept.get(key, value) for key, value in weights.items()}
+    shapes = {key: (tuple(weights[key].shape), tuple(own[key].shape)) for key in own.keys() & weights.keys()}
     faults = {
         "missing": [key for key in own.keys() - weights.keys() if not key.endswith(_COUNTERS)],
         "unexpected": weights.keys() - own.keys(),
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
-            for key in own.keys() & weights.keys()
-            if weights[key].shape != own[key].shape
-        ],
+        "of another shape": [f"{key} {given} for {must}" for key, (given, must) in shapes.items() if given != must],
         "not finite": [key for key in weights if not weights[key].float().isfinite().all()],  # NaN, or infinite
     }
-    if any(faults.values()):
-        firsts = {kind: ", ".join(sorted(keys)[:3]) + ", ..." * (len(keys) > 3) for kind, keys in faults.items()}
-        listed = "; ".join(f"{len(keys)} {kind}: {firsts[kind]}" for kind, keys in faults.items() if keys)
-        raise ValueError(f"{source} does not fit the network: {listed}")
+    if found := {kind: sorted(keys) for kind, keys in faults.items() if keys}:
+        listed = (f"{len(k)} {kind}: {', '.join(k[:3])}{', ...' * (len(k) > 3)}" for kind, k in found.items())
+        raise ValueError(f"{source} does not fit the network: {'; '.join(listed)}")
     network.load_state_dict(weights, strict=False)  # of what may be missing, only the counters are

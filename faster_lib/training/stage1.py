@@ -198,6 +198,8 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
         before = trained.pretrained.network.state_dict()
         kept = {key: value for key, value in before.items() if trained.is_grown or not key.startswith("classifier.")}
         network.load_state_dict(kept, strict=False)
+    if settings.learned_layers is not None:
+        network.learn_last(settings.learned_layers)
     batch_videos = count_batch_videos(settings, clip_frames)
     form = {"clip_frames": clip_frames, "clips_per_video": settings.clips_per_video, "seed": settings.seed}
     clips = RandomClips(videos, profile.data, **form)
