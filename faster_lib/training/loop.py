@@ -100,8 +100,7 @@ def run_trainings(trainings: Sequence[tuple[nn.Module, Task]]) -> list[dict[str,
 
     Each has its own optimiser and random numbers: its weights do not depend on which others are trained beside it.
 
-    Returns: of each what `run_training` gives, or its FloatingPointError, which leaves the others as they are.
-    Raises: as `run_training` else.
+    Returns: of each what `run_training` gives, or its FloatingPointError; other errors are raised, as it raises them.
     """
     with _noting_sigterm() as came:
         states = [_Training(network, task) for network, task in trainings]
@@ -174,14 +173,14 @@ class _Training:
                 os.truncate(task.folder / CURVES, state["curves_bytes"] if state else 0)  # the rest comes again
         mine, first = range(self.rank, self.ranks * task.engine.accumulation, self.ranks), self.progress["iteration"]
         self.batches = iter(task.batches(first, mine, self.ranks * task.engine.accumulation))
-        form = {"unit": "batch", **shown(task.is_shared and self.rank == 0)}
-        title = f"train {task.folder.name.rpartition('-')[0]}"
-        self.bar = tqdm(initial=first, total=task.steps, desc=title, **form)
+        form = {"desc": f"train {task.folder.name.rpartition('-')[0]}", **shown(task.is_shared and self.rank == 0)}
+        self.bar = tqdm(initial=first, total=task.steps, unit="batch", **form)
         self._end_after_the_last()
 
     def advance(self, is_told_to_stop: bool) -> None:
         """Take one step, keep the state now and then, and end after the last step, or if something is not finite."""
         start, progress = time.perf_counter(), self.progress
+        settings: Optimisation = self.task.settings
         try:
             with torch.random.fork_rng(devices=self.gpus):
                 self._random_state(self.random)
@@ -191,17 +190,16 @@ class _Training:
             self._draw(found)
             self.bar.update()
             self.bar.set_postfix(loss=f"{progress['loss'] or 0:.2f}", refresh=False)
-            if progress["iteration"] % self.task.settings.checkpoint_iterations == 0:
+            if progress["iteration"] % settings.checkpoint_iterations == 0:
                 self.save()
             self._end_after_the_last()
         except FloatingPointError as error:
             self.ended = error
-        if self.ended is not None:
-            self.bar.close()
 
     def _end_after_the_last(self) -> None:
         if self.progress["iteration"] >= self.task.steps:
             self.check_finite()
+            self.bar.close()
             self.ended = {**self.progress, "training_seconds": round(self.progress["training_seconds"], 1)}
 
     def _step(self, is_told_to_stop: bool) -> dict[str, float]:
@@ -227,6 +225,7 @@ class _Training:
     def _descend(self, parts: Sequence[Any], total: int) -> tuple[float, float]:
         """Do one optimiser step on the parts of a batch; give its mean loss and the number of right samples."""
         self.optimiser.zero_grad(set_to_none=True)
+        settings: Optimisation = self.task.settings
         is_bf16 = self.task.engine.mixed_precision == "bf16"
         share, correct = 0.0, 0.0
         for number, part in enumerate(parts):
@@ -241,7 +240,7 @@ class _Training:
             share += losses.item() * weight
             correct += (logits.argmax(-1) == targets).float().mean().item() * len(part.targets) if len(targets) else 0
         loss, correct = self._gather([share, correct], torch.float64).sum(0).tolist()
-        norm = nn.utils.clip_grad_norm_(self.learned, self.task.settings.clip_gradient_norm or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip_gradient_norm or math.inf).item()
         for what, value in {"loss": loss, "norm of the gradient": norm}.items():
             if not math.isfinite(value):
                 raise self._not_finite(f"the {what} is {value}")
