@@ -20,10 +20,10 @@ import matplotlib
 import numpy as np
 import torch
 from side_by_side import write_circumstances
-from videos import score_all, write_videos
+from videos import write_videos
 
 from faster_lib.data.datasets import VideoClips, VideoList
-from faster_lib.inference import prepare_for_inference
+from faster_lib.inference import prepare_for_inference, score_videos
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
@@ -58,7 +58,8 @@ def measure(changed: str, value: int, videos: VideoList) -> tuple[float, float]:
         model = build(8)
 
         def call() -> None:
-            score_all(model, clips, workers=0)
+            for _ in score_videos(model, clips, workers=0):
+                pass
     else:
         form = START | {changed: value}
         clips = torch.randn(form["B"], form["N"], 3, form["L"], form["side"], form["side"])

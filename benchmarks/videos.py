@@ -20,7 +20,7 @@ from side_by_side import KIT, Peer, Speed, contend, write_table
 from faster_lib.data.datasets import Video, VideoClips, VideoList
 from faster_lib.data.video import encode_h264
 from faster_lib.flops import video_gmacs
-from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference
+from faster_lib.inference import TOLERANCE, fastest_type, prepare_for_inference, score_videos
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Faster, Schedule
@@ -42,10 +42,9 @@ def write_videos(folder: Path, number: int) -> VideoList:
 
 
 def score_all(model: Faster, clips: VideoClips, workers: int) -> None:
-    """Score all videos, one after the other, and decode ahead."""
-    with torch.inference_mode():
-        for item in load_ahead(clips.__getitem__, range(len(clips)), workers):
-            model(item.clips).softmax(-1)
+    """Score all videos, one after the other."""
+    for _ in score_videos(model, clips, workers=workers):
+        pass
 
 
 def compare_patterns(

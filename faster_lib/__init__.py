@@ -8,7 +8,7 @@ _NAMES = {  # by module, which is imported when one of its names is first asked 
     "models.faster": ("Faster", "Schedule"),
     "profiles": ("load_profile",),
     "flops": ("count_macs", "video_gmacs"),
-    "inference": ("prepare_for_inference",),
+    "inference": ("prepare_for_inference", "score_videos"),
     "model_file": ("load",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -212,6 +212,24 @@ def _sizes_of_calls(num_clips: int, pixels: int, device: str = "cpu") -> list[in
     most = 1 << max(PIXELS_PER_CALL.get(device, PIXELS_PER_CALL["cpu"]) // pixels, 1).bit_length() - 1
     sizes = [most] * (num_clips // most)
     return sizes + [1 << bit for bit in reversed(range(most.bit_length())) if num_clips % most >> bit & 1]
+
+
+def score_videos(
+    model: Faster, clips: torch.utils.data.Dataset, *, batch_videos: int = 1, workers: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Score a `VideoClips` by a model, plain or prepared, decoding ahead in so many threads of its own.
+
+    Shape: -> (B, num_classes) probabilities, (B,) targets; B is `batch_videos` but in the last batch
+    """
+    from faster_lib.data.datasets import stack_clips  # here, since all else needs torch alone
+    from faster_lib.workers import load_ahead
+
+    decoded = iter(load_ahead(clips.__getitem__, range(len(clips)), workers))
+    while batch := list(itertools.islice(decoded, batch_videos)):
+        views = stack_clips([item.clips[0] for item in batch]).to(model.feature_scales.device)
+        with torch.inference_mode():
+            scores = model(views).softmax(-1)
+        yield scores.cpu(), torch.tensor([item.target for item in batch])
 
 
 def keep_freed_memory() -> bool:

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from faster_lib.data.datasets import Video, VideoClips, VideoList
+from faster_lib.data.video import encode_h264
 from faster_lib.inference import (
     TOLERANCE,
     _FramesAsChannels,
@@ -22,11 +24,13 @@ from faster_lib.inference import (
     fastest_type,
     fold_batch_norm,
     prepare_for_inference,
+    score_videos,
 )
 from faster_lib.models.aggregators import AGGREGATORS, build_aggregator
 from faster_lib.models.backbones import TABLE_1, build_backbone
 from faster_lib.models.clips import normalise
 from faster_lib.models.faster import Faster
+from faster_lib.profiles import load_profile
 
 CLASSES = 5
 AVERAGES = ("avg_pool", "mean")
@@ -62,9 +66,7 @@ def test_a_prepared_network_computes_what_the_plain_one_does_in_double_precision
     plain = network(name, 1.0 if "/" in name else 1 / 16)
     plain.input_px = 32  # of torchvision's alone
     kept = copy.deepcopy(plain.state_dict())
-    clips = torch.randn(
-        *((1, 3, 8, 21, 27) if "/" in name else (3, 3, 16, 37, 51))
-    )  # full width is slow where bf16 is emulated
+    clips = torch.randn((1, 3, 8, 21, 27) if "/" in name else (3, 3, 16, 37, 51))  # bf16 may be emulated, and slow
     prepared = prepare_for_inference(plain, dtype=dtype, is_compiled=False)
     assert [module for module in prepared.modules() if isinstance(module, nn.BatchNorm3d)] == [] or "/" in name
     features, scores = prepared.features(clips), prepared(clips)
@@ -230,6 +232,24 @@ def test_clips_are_cut_into_few_sizes_that_hold_all_of_them(num_clips, pixels):
     assert all(size & (size - 1) == 0 for size in sizes)
     assert all(size == 1 or size * pixels <= 32 * 224 * 224 for size in sizes)
     assert len(set(sizes)) <= 10
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_videos_are_scored_from_their_files_in_order_whatever_the_batch(tmp_path, workers):
+    paths = []
+    for number in range(3):
+        frames = torch.randint(0, 255, (20, 40, 52, 3), generator=torch.Generator().manual_seed(number))
+        paths.append(tmp_path / f"{number}.mp4")
+        paths[-1].write_bytes(encode_h264(frames.byte().numpy(), fps=25, crf=20, gop_frames=8))
+    videos = VideoList(tuple(Video(path, target) for path, target in zip(paths, (2, 0, 1), strict=True)), tuple("abc"))
+    clips = VideoClips(videos, load_profile("tiny").data, clip_frames=8, num_clips=4, views=0, seed=0)
+    plain = model("gru")
+    found = list(score_videos(plain, clips, batch_videos=2, workers=workers))
+    assert [len(scores) for scores, _ in found] == [2, 1]
+    assert torch.cat([targets for _, targets in found]).tolist() == [2, 0, 1]
+    with torch.no_grad():
+        alone = torch.cat([plain(normalise(clips[i][0])).softmax(-1) for i in range(3)])
+    torch.testing.assert_close(torch.cat([scores for scores, _ in found]), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 8])

@@ -46,11 +46,10 @@ def test_no_bar_of_the_library_overrules_the_environment_variable_that_turns_bar
 SCAN = """
 import os
 from pathlib import Path
-from faster_lib import Faster, build_aggregator, build_backbone, load_profile
+from faster_lib import Faster, build_aggregator, build_backbone, load_profile, score_videos
 from faster_lib.data.datasets import VideoClips
 from faster_lib.data.index import load_videos
 from faster_lib.profiles import parse_profile
-from faster_lib.workers import load_ahead
 from workflow.index import index_videos
 
 runs = Path(os.environ["SCRATCH"])
@@ -62,7 +61,7 @@ videos = load_videos(profile, "test", runs=runs)
 networks = [build_backbone("r2d_26", num_classes=2, width=1 / 64) for _ in range(2)]
 model = Faster(*networks, build_aggregator("gru", networks[0].channels), "EC", 2).eval()
 clips = VideoClips(videos, profile.data, clip_frames=8, num_clips=2, views=0, seed=0)
-print([tuple(model(item.clips).shape) for item in load_ahead(clips.__getitem__, range(len(clips)), 1)])
+print([tuple(scores.shape) for scores, _ in score_videos(model, clips)])
 """
 GENERATION = """
 from faster_lib.data.index import load_videos
