@@ -80,6 +80,10 @@ SMALL = {
     ),
     "07_sota": ({"s3d_frames": 16}, "s3d16.png"),
     "09_what_it_costs": ({"profile": "smoke", "L": 8}, "smoke_L8.png smoke_L8_bytes.csv"),
+    "10_why_fast_gru": (
+        {"profile": "smoke", "videos": [8, 16], "seeds": [0], "steps": 2},
+        "smoke.png smoke_claims.csv smoke_gates.png",
+    ),
 }
 RUNNER = """
 import json, sys
@@ -125,6 +129,9 @@ def test_the_other_notebooks_run_one_after_the_other_and_leave_what_they_show(sm
         ("08_transfer", {"folds": [4]}, "fold is 4"),
         ("08_transfer", {"epochs": [0]}, r"epochs is \[0\]"),
         ("09_what_it_costs", {"utilisation": 1.5}, "utilisation 1.5"),
+        ("10_why_fast_gru", {"videos": [4]}, r"videos is \[4\]; each must be a whole number of at least 32"),
+        ("10_why_fast_gru", {"profile": "ucf101"}, "profile is 'ucf101', of real videos"),
+        ("10_why_fast_gru", {"steps": 0}, r"steps is \[0\]"),
         ("11_your_videos", {"videos": "no_such_folder"}, "videos is 'no_such_folder', but .* is no folder"),
         ("11_your_videos", {"videos": "tests"}, "videos is 'tests'; it must hold two folders or more"),
         ("11_your_videos", {"minutes": 0}, "minutes is 0"),
