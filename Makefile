@@ -39,10 +39,10 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 index: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
 	$(BIN)/python -m workflow.index --profile $(PROFILE)
 
-# The tests in two processes of one thread each, a file at a time; then the notebooks one by one, since each uses all cores.
+# Two files at a time: the tests with one thread each, then the notebooks, whose kernels often wait for one core.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
-	$(BIN)/pytest --nbval notebooks
+	$(BIN)/pytest --nbval -n 2 --dist loadfile notebooks
 
 # About 85 minutes on 2 cores, twice that where the processor multiplies bfloat16; whatever else runs there shows in the figures. pytorchvideo joins in where it is
 # installed: pip install -e ".[bench]".
