@@ -37,15 +37,15 @@ def odd_profile(**engine_changes):
     return smoke.model_copy(update={"name": "odd", **parts})
 
 
-def launch(profile, processes: int, runs, *arguments: str) -> str:
-    """Run the training command as a user would, with a profile of its own in a folder."""
+def launch(profile, processes: int, runs, *arguments: str, before: str = "") -> str:
+    """Run the training command as a user would, with a profile of its own in a folder, after some lines of Python."""
     program = runs.parent / "program.py"
     program.write_text(
         "from faster_lib.profiles import Profile\nfrom faster_lib.training import loop\n"
         "from workflow import train as command\n"
         "from tests.ranked_batch_norm import synchronise\nloop.synchronise_batch_norm = synchronise\n"
         f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
-        "command.load_profile = lambda name: profile\ncommand.main()\n"
+        f"command.load_profile = lambda name: profile\n{before}\ncommand.main()\n"
     )
     environment = os.environ | {
         "FASTER_RUNS": str(runs),
@@ -112,7 +112,10 @@ def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_
         videos = load_videos(profile, "train", runs=runs)
         for number in (3, 5):
             videos.videos[number].path.write_bytes(b"no video")
-        launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs))
+        unmended = (
+            "from faster_lib.data import index\nindex.has_hash = lambda *_: True"  # as if damaged after the start
+        )
+        launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs), before=unmended)
     (one,), (two,) = (records_of(tmp_path / n / "runs", "networks").values() for n in ("1", "2"))
     assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-4)
     assert {Path(path).name for path in one["skipped"]} == {Path(path).name for path in two["skipped"]}
