@@ -170,5 +170,6 @@ class Faster(nn.Module):
 
     def _check_num_clips(self, num_clips: int) -> None:
         if not 1 <= num_clips <= len(self.schedule):
-            fault = f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
-            raise ValueError(fault)
+            raise ValueError(
+                f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
+            )
