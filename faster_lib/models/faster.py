@@ -169,7 +169,5 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        if not 1 <= num_clips <= len(self.schedule):
-            raise ValueError(
-                f"{num_clips} clips do not fit the schedule {self.schedule!r} of {len(self.schedule)} clips"
-            )
+        if num_clips not in range(1, (most := len(self.schedule)) + 1):
+            raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")
