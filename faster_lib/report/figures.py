@@ -77,6 +77,7 @@ class Panel:
     is_log: bool = True  # of the x axis
     ticks: Sequence[float] = ()  # on the x axis, where it is a count such as N
     is_legend_below: bool = False
+    margin: float = 0.13  # room around the points for their labels, as a share of their range
 
     def __call__(self, ax: Axes) -> None:
         ax.set(title=self.title, xlabel=self.xlabel, ylabel=self.ylabel)
@@ -87,7 +88,7 @@ class Panel:
         spare = iter(_OTHERS)
         for series in self.series:
             _draw_points(series, *(STYLES.get(series.name) or next(spare)), ax)
-        ax.margins(0.13)  # room around the points for their labels
+        ax.margins(self.margin)
         if self.is_log:  # plain numbers at the ticks asked for or else at 1, 2 and 5 of each decade
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(FixedLocator(self.ticks) if self.ticks else LogLocator(subs=(1, 2, 5)))
@@ -177,8 +178,7 @@ def measured_panel(pair: FeaturePair, series: Sequence[Series]) -> Panel:
 
 def measured_title(pair: FeaturePair) -> str:
     """Say on which videos and in which profile a pair is measured."""
-    data = "generated videos" if pair.profile.scene is not None else "real videos"
-    return f"measured: {data}, profile {pair.profile.name}"
+    return f"measured: {'real' if pair.profile.scene is None else 'generated'} videos, profile {pair.profile.name}"
 
 
 def caption_of(pair: FeaturePair, measured: Results) -> str:
