@@ -24,10 +24,14 @@ def whole(make_scene, tmp_path_factory):
 
 
 @pytest.fixture
-def damaged(whole, tmp_path):
+def folder(whole, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(whole, tmp_path / "videos")
+
+
+@pytest.fixture
+def damaged(folder):
     """The same with one of the training videos cut, one test video missing and another of zeros."""
-    folder = tmp_path / "videos"
-    shutil.copytree(whole, folder)
     train, test = ((folder / f"{split}.txt").read_text().splitlines() for split in ("train", "test"))
     cut = folder / train[3]
     cut.write_bytes(cut.read_bytes()[:3000])
@@ -104,9 +108,7 @@ def test_a_file_that_breaks_after_the_index_is_skipped_and_logged_once_up_to_the
         train_backbone(profile, "r3d_50", 8, runs=tmp_path)
 
 
-def test_a_bit_flipped_after_the_index_is_noticed_though_the_video_can_still_be_read(whole, tmp_path):
-    folder = tmp_path / "videos"
-    shutil.copytree(whole, folder)
+def test_a_bit_flipped_after_the_index_is_noticed_though_the_video_can_still_be_read(folder, tmp_path):
     profile = profile_of(folder, 0.1)
     index_videos(profile, runs=tmp_path)
     videos = load_videos(profile, "train", runs=tmp_path)
@@ -144,9 +146,7 @@ def test_a_damaged_index_is_refused_with_the_remedy(whole, tmp_path, damage):
     assert table.read_bytes() == content and len(load_videos(profile, "train", runs=tmp_path)) == 20
 
 
-def test_the_key_depends_on_the_content_of_the_files_once_they_are_indexed_again(whole, tmp_path):
-    folder = tmp_path / "videos"
-    shutil.copytree(whole, folder)
+def test_the_key_depends_on_the_content_of_the_files_once_they_are_indexed_again(folder, tmp_path):
     profile = profile_of(folder, 0.0)
     index_videos(profile, runs=tmp_path)
     key = videos_key(profile, "test", runs=tmp_path)

@@ -169,5 +169,5 @@ class Faster(nn.Module):
         return self.classifier(read)
 
     def _check_num_clips(self, num_clips: int) -> None:
-        if num_clips not in range(1, (most := len(self.schedule)) + 1):
+        if not (most := len(self.schedule)) >= num_clips >= 1:
             raise ValueError(f"{num_clips} clips do not fit the schedule {self.schedule!r} of {most} clips")

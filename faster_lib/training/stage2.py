@@ -124,12 +124,12 @@ class _Reader:
         self.features, self.settings = pair.open("train"), pair.profile.aggregator_training
         self.seed, self.schedules = seed, schedules
         self.steps = math.ceil(len(self.features.targets) / self.settings.batch_videos)  # an epoch
-        self.step, self.batches = -1, iter(())
+        self.step, self.batches = -1, self._read_from(0)  # which reads nothing yet
 
     def read(self, step: int, schedule: Schedule) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Give the maps that a schedule sees at a step, and the classes; quick for the last step and the next."""
         if step != self.step:
-            if step != self.step + 1 or self.step < 0:
+            if step != self.step + 1:
                 self.batches = self._read_from(step)
             self.step, self.last = step, next(self.batches)
         maps, targets = self.last
