@@ -239,7 +239,7 @@ def finished(runs: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path in sorted(runs.glob("*/*/*/**/*")):
-        if path.is_dir() or path.suffix == ".partial" or path.name == "verified.json":
+        if path.is_dir() or path.suffix in (".partial", ".lock") or path.name == "verified.json":
             continue
         entry = runs.joinpath(*path.relative_to(runs).parts[:3])
         is_part = path.suffix == ".mp4" or path.name.startswith("shard_")

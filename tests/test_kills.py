@@ -62,12 +62,14 @@ def test_the_comparison_sees_a_lost_a_repeated_and_a_changed_result(tmp_path):
         for name in ("shard_0.safetensors", "shard_1.safetensors", "shard_2.safetensors"):
             (entry / name).write_bytes(b"features")
     assert not list_differences(tmp_path / "wanted", tmp_path / "found", is_whole=True)
+    (entry / "0.lock").write_bytes(b"")
     before = finished(tmp_path / "found")
     assert len(before) == 3 and not list_lost(before, finished(tmp_path / "found"))
     (entry / "shard_0.safetensors").unlink()
     os.utime(entry / "shard_1.safetensors")
     (entry / "shard_2.safetensors").write_bytes(b"featureX")
     (entry / ".shard_3.safetensors.partial").write_bytes(b"half")
+    (entry / "0.lock").unlink()
     names = [f"smoke/features/r2d_26-0/{name}" for name in (".shard_3.safetensors.partial", "shard_0.safetensors")]
     changed = "smoke/features/r2d_26-0/shard_2.safetensors"
     assert len(list_lost(before, finished(tmp_path / "found"))) == 3
