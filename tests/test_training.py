@@ -21,7 +21,7 @@ from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profile_sections import Pretraining
 from faster_lib.profiles import load_profile
-from faster_lib.training import checkpoints, evaluation, features, loop, ranks, shards, stage1, stage2
+from faster_lib.training import checkpoints, evaluation, features, loop, ranks, results, shards, stage1, stage2
 from workflow.index import index_videos
 
 SMOKE = load_profile("smoke")
@@ -236,7 +236,7 @@ def test_both_stages_run_with_a_pretrained_network_of_torchvisions_and_an_unlike
     measured = evaluation.measure_all(unlike, cells, seeds=[0], split="test")
     maps = whole(unlike.open("test"))
     assert maps.expensive.shape == (4, 1, 4, 512, 1, 2, 2) and maps.cheap.shape == (4, 1, 4, 2048, 1, 2, 2)
-    model = evaluation.load_faster(unlike, *cells[0], seed=0, split="test")
+    model = results.load_faster(unlike, *cells[0], seed=0, split="test")
     assert evaluation.evaluate([model], unlike, "test")[0].correct == measured[cells[0]][0].correct
     kept = load_file(evaluation.aggregator_entry(unlike, *cells[0], 0, "test").path / "weights.safetensors")
     assert torch.equal(model.projection.weight, kept["projection.weight"])
@@ -354,7 +354,7 @@ def test_stage_1_leaves_a_core_to_each_loading_thread(pair, cores, workers, used
 def test_a_measured_model_is_found_again_and_scores_as_it_did(pair):
     cell = ("fast_gru", Schedule.ratio(8, 3))
     measured = evaluation.measure_all(pair, [cell], seeds=[0], split="test")[cell][0]
-    model = evaluation.load_faster(pair, *cell, seed=0, split="test")
+    model = results.load_faster(pair, *cell, seed=0, split="test")
     assert evaluation.evaluate([model], pair, "test")[0].correct == measured.correct
     entry = evaluation.aggregator_entry(pair, *cell, 0, "test")
     weights = load_file(entry.path / "weights.safetensors")

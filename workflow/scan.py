@@ -20,8 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from faster_lib.data.index import as_csv, from_csv, parse_file
-from faster_lib.data.probe import probe_video
-from faster_lib.data.video import DECODER, File, PyAVDecoder, VideoError, VideoReader, look_at
+from faster_lib.data.video import DECODER, File, PyAVDecoder, VideoError, VideoReader, look_at, probe_video
 from faster_lib.store import naming, write_whole
 from workflow.lists import name_in
 

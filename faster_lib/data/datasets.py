@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from faster_lib.data.probe import probe_once
 from faster_lib.data.transforms import Cut, cut_frames, draw_cut
-from faster_lib.data.video import File, VideoError, VideoReader, look_at
+from faster_lib.data.video import File, VideoError, VideoReader, look_at, probe_once
 from faster_lib.profile_sections import Data
 
 _STEP_FRAMES = 8  # decoded, scaled and cut at a time: few enough that they stay in the cache and memory is used again

@@ -1,20 +1,24 @@
-"""What an interrupted training goes on from: its last two states, each under its sha256."""
+"""What an interrupted training goes on from: its last two states, each under its sha256, and the same videos."""
 
 import hashlib
 import io
+import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from faster_lib.store import write_whole
+from faster_lib.store import BEGUN, Entry, write_whole
+from faster_lib.training.ranks import find_ranks
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of what is being trained
 BEFORE = "checkpoint.before.pt"  # the one before, should the newer be damaged later
+LIST = "videos.txt"  # the real videos that the training was begun on
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -47,3 +51,27 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove what an interrupted training would have gone on from."""
     for path in find_checkpoints(folder):
         path.unlink(missing_ok=True)
+
+
+def freeze_list(entry: Entry, split: str, videos: Sequence[str]) -> None:
+    """Keep the list of real videos beside the checkpoint, and see whether the training was begun on another list.
+
+    Raises: ValueError, naming videos, if it was, and is not finished.
+    """
+    names = [f"{name}\n" for name in (split, *videos)]
+    for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
+        try:
+            before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
+            kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
+            continue
+        is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
+        if is_same and find_checkpoints(begun.parent):
+            changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
+            raise ValueError(
+                f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
+                f"({len(changed)} in all; where none, a file or another split of the index has changed). Bring these "
+                "videos back and index them again, or remove that folder to train from the beginning"
+            )
+    if find_ranks().is_main_process:
+        write_whole(entry.path / LIST, "".join(names).encode())

@@ -11,11 +11,8 @@ from torch import nn
 
 from faster_lib.data.datasets import Census
 from faster_lib.data.index import load_videos
-from faster_lib.flops import video_gmacs
-from faster_lib.model_file import About, save_model
-from faster_lib.models.faster import Faster, Schedule
+from faster_lib.models.faster import Faster
 from faster_lib.profiles import Profile
-from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
 from faster_lib.training.checkpoints import remove_checkpoints
 from faster_lib.training.features import FeaturePair, Features
@@ -75,52 +72,6 @@ def measure_all(
     for (cell, _), entry in entries.items():
         results[cell].append(read_measured(entry) if entry.is_complete else shipped[entry.path.name])
     return results
-
-
-def load_faster(pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str) -> Faster:
-    """Give a measured cell's trained model, both networks included, in eval mode: it takes clips.
-
-    Raises: FileNotFoundError if it was not trained in this `runs/`; the message says how it is.
-    """
-    entry = aggregator_entry(pair, aggregator, schedule, seed, split)
-    model = build_faster(pair, aggregator, schedule)
-    if not learns((aggregator, schedule)):
-        return model.eval()
-    if not entry.is_complete:
-        command = f"python workflow/train.py --profile {pair.profile.name} --stage aggregator -L {pair.clip_frames}"
-        command += f" --aggregator {aggregator} --seed {seed} --split {split} --ratio X"
-        raise FileNotFoundError(f"{entry.path} is not trained; train it by measure_all(..., anew=True), or: {command}")
-    missing, unexpected = model.load_state_dict(load(entry.read()), strict=False)
-    if unexpected or any(is_learned(name) for name in missing):
-        raise RuntimeError(f"{entry.path} does not fit the model: missing {missing}, unexpected {unexpected}")
-    return model.eval()
-
-
-def save_faster(
-    pair: FeaturePair, aggregator: str, schedule: Schedule, seed: int, split: str, path: str | Path
-) -> None:
-    """Save a measured cell's model as a file that `faster_lib.load` reads anywhere; raises as `load_faster`."""
-    model, profile, L = load_faster(pair, aggregator, schedule, seed, split), pair.profile, pair.clip_frames
-    parts = {"expensive": model.expensive, "cheap": model.cheap, "aggregator": model.aggregator}
-    entry, networks = aggregator_entry(pair, aggregator, schedule, seed, split), profile.networks
-    record = entry.record if entry.is_complete else {"measures": {}}
-    accuracies = {key: record["measures"].get(key) for key in ("video1", "video5", "macro_f1", "census")}
-    about = About(
-        expensive=pair.expensive.name,
-        cheap=pair.cheap.name,
-        width=networks.width,
-        aggregator=aggregator,
-        reduction=networks.reduction,
-        schedule=str(schedule),
-        classes=load_videos(profile, split, runs=pair.runs).classes,
-        clip_frames=L,
-        test_short_side_px=profile.data.test_short_side_px,
-        crop_px=profile.data.crop_px,
-        gmacs=video_gmacs(**parts, schedule=schedule, L=L, size_px=profile.data.crop_px),
-        measured={"split": split, **accuracies},
-        made={"profile": profile.name, "result": entry.path.name, **circumstances()},
-    )
-    save_model(model, about, path)
 
 
 def _complete(pair: FeaturePair, runs: Sequence[Run], split: str) -> None:

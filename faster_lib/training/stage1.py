@@ -1,7 +1,6 @@
 """Stage 1: a clip network learns on random clips."""
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -24,15 +23,14 @@ from faster_lib.models.weights import is_weight_file
 from faster_lib.paths import RUNS
 from faster_lib.profile_sections import BackboneTraining
 from faster_lib.profiles import Profile, load_profile
-from faster_lib.store import BEGUN, Entry, write_whole
-from faster_lib.training.checkpoints import find_checkpoints, remove_checkpoints
+from faster_lib.store import Entry, write_whole
+from faster_lib.training.checkpoints import find_checkpoints, freeze_list, remove_checkpoints
 from faster_lib.training.loop import Task, run_training, training_facts
 from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 from faster_lib.workers import count_cores, load_ahead
 
 log = logging.getLogger(__name__)
 
-LIST = "videos.txt"  # in the folder of a training: the real videos that it was begun on
 RECIPE_STAGE_1 = 4  # raised whenever the same profile would train another network
 
 
@@ -140,7 +138,10 @@ def train_backbone(
             measures = {**about["measures"], "shipped": True}
         else:
             videos = load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
-            _freeze_list(trained, videos)
+            if profile.scene is None and not find_checkpoints(path):
+                fold = f"split {profile.backbone_training.split}, fold {profile.data.fold}"
+                root = folder_of(profile.data.root)
+                freeze_list(trained.entry, fold, [os.path.relpath(video.path, root) for video in videos.videos])
             network, measures = _train(trained, videos)
             state = {key: _compact(value) for key, value in network.state_dict().items()}
             if not all(value.isfinite().all() for value in state.values()):
@@ -158,34 +159,6 @@ def train_backbone(
 def _compact(value: torch.Tensor) -> torch.Tensor:
     """Halve the matrices; what batch norm keeps stays in full precision."""
     return (value.half() if value.ndim > 1 else value).contiguous()
-
-
-def _freeze_list(trained: TrainedBackbone, videos: VideoList) -> None:
-    """Keep the list of real videos beside the checkpoint, and see whether the training was begun on another list.
-
-    Raises: ValueError, naming videos, if it was, and is not finished.
-    """
-    profile, entry = trained.profile, trained.entry
-    if profile.scene is not None or find_checkpoints(entry.path):
-        return
-    names = [f"split {profile.backbone_training.split}, fold {profile.data.fold}\n"]
-    names += [f"{os.path.relpath(video.path, folder_of(profile.data.root))}\n" for video in videos.videos]
-    for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
-        try:
-            before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
-            kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
-            continue
-        is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
-        if is_same and find_checkpoints(begun.parent):
-            changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]
-            raise ValueError(
-                f"{begun.parent} is this training, not finished, on other videos: {', '.join(changed[:9])} "
-                f"({len(changed)} in all; where none, a file or another split of the index has changed). Bring these "
-                "videos back and index them again, or remove that folder to train from the beginning"
-            )
-    if find_ranks().is_main_process:
-        write_whole(entry.path / LIST, "".join(names).encode())
 
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
