@@ -15,8 +15,8 @@ class Section(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan
 
     @model_validator(mode="after")
     def _check(self) -> "Section":
-        fault = "{} is {}; the first must not exceed the second"
-        rules = [(v[0] > v[1], fault.format(key, [*v])) for key, v in self if isinstance(v, tuple)]
+        fault = "{} is {}; no number may exceed the next"
+        rules = [([*v] != sorted(v), fault.format(key, [*v])) for key, v in self if isinstance(v, tuple)]
         if broken := [fault for is_broken, fault in (*rules, *self._rules()) if is_broken]:
             raise ValueError(broken[0])
         return self
@@ -140,12 +140,28 @@ class BackboneTraining(Optimisation):
         yield grown.count(None) == 1, f"grown_iterations and grown_learning_rate are {grown}; give both or none"
 
 
+class Tuned(Section):
+    """What was chosen for one aggregator."""
+
+    learning_rate: PositiveFloat
+    epochs: PositiveInt
+
+
+class Tuning(Section):
+    """The pairs that are tried on `val` for every aggregator alike, in rising order (workflow/tune.py)."""
+
+    learning_rates: tuple[PositiveFloat, ...]
+    epochs: tuple[PositiveInt, ...]
+
+
 class AggregatorTraining(Optimisation):
     """Stage 2: a recurrent unit on the stored feature maps of the frozen networks."""
 
     batch_videos: PositiveInt
     epochs: PositiveInt
     views: PositiveInt  # random clip samplings of each training video that are stored
+    tuning: Tuning
+    tuned: dict[str, Tuned] = {}  # by aggregator; the others have the values above
 
 
 class Engine(Section):

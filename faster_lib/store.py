@@ -62,7 +62,7 @@ class Entry:
     @property
     def record(self) -> dict[str, Any]:
         """What was kept with the result: its measures, and how, where and when it was made; damage is a ValueError."""
-        record = _read_json(path := self.path / "record.json")
+        record = read_json(path := self.path / "record.json")
         if not record or record.get("check") not in (None, hash_of({**record, "check": None})):  # once there was none
             raise ValueError(f"{path} is damaged; {REMEDY}")
         return record
@@ -108,7 +108,7 @@ class Entry:
                 return
         self.path.mkdir(parents=True, exist_ok=True)
         lock, begun = self.path.with_name(self.path.name + ".lock"), self.path / BEGUN
-        with hold(lock, lambda: _read_json(begun).get("maker", "another process"), while_waiting):
+        with hold(lock, lambda: read_json(begun).get("maker", "another process"), while_waiting):
             if self.is_complete:
                 yield None
                 return
@@ -129,7 +129,7 @@ class Entry:
         path, begun = self.path / BEGUN, {"started": now(), "starts": 0, "seconds": 0.0}
         if path.is_file():
             try:
-                begun = {key: _read_json(path)[key] for key in begun}
+                begun = {key: read_json(path)[key] for key in begun}
                 begun["seconds"] += max(part.stat().st_mtime for part in self.path.rglob("*")) - path.stat().st_mtime
             except (TypeError, KeyError):
                 log.warning("%s is damaged; the starts before are not counted", path)
@@ -149,7 +149,7 @@ class Entry:
         return content, about
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read what a file says; nothing where it is damaged, or not there."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -154,7 +154,7 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"networks__width": MISSING}, "networks.width: this key is missing"),
         ({"loading": MISSING}, "loading: this key is missing"),
         ({"data__crop_px": 1000}, "data: crop_px is 1000, more than the shortest side of"),
-        ({"data__train_short_side_px": [60, 50]}, "train_short_side_px is [60, 50]; the first must not exceed"),
+        ({"data__train_short_side_px": [60, 50]}, "train_short_side_px is [60, 50]; no number may exceed the next"),
         ({"data__video_frames": 8}, "but data.video_frames is 8"),
         ({"scene__shortest_shot_frames": 10_000}, "shots of 10000 frames exceed"),
         ({"data__source": "folders"}, "root is None, but folders videos need the folder that they are in"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from faster_lib.store import BEGUN, Entry, write_whole
+from faster_lib.store import BEGUN, Entry, read_json, write_whole
 from faster_lib.training.ranks import find_ranks
 
 log = logging.getLogger(__name__)
@@ -60,11 +59,8 @@ def freeze_list(entry: Entry, split: str, videos: Sequence[str]) -> None:
     """
     names = [f"{name}\n" for name in (split, *videos)]
     for begun in entry.path.parent.glob(f"{entry.label}-*/{BEGUN}"):
-        try:
-            before = json.loads(begun.read_text(encoding="utf-8"))["depends"]
-            kept = (begun.parent / LIST).read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, ValueError, TypeError, KeyError):  # no list yet, or damaged
-            continue
+        before, path = read_json(begun).get("depends", {}), begun.parent / LIST  # damaged, or without a list yet
+        kept = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
         is_same = kept[:1] == names[:1] and {**before, "videos": ""} == {**entry.depends, "videos": ""}
         if is_same and find_checkpoints(begun.parent):
             changed = [f"{'+-'[name in kept]} {name.strip()}" for name in sorted({*kept} ^ {*names})]

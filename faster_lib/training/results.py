@@ -17,7 +17,7 @@ from faster_lib.provenance import circumstances
 from faster_lib.store import Entry
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.loop import training_facts
-from faster_lib.training.stage2 import build_faster, is_learned
+from faster_lib.training.stage2 import build_faster, is_learned, settings_of
 
 RECIPE_STAGE_2 = 6  # raised whenever the same features and settings would give another result
 PRETRAINING_SPLIT = "val"  # what a pre-trained aggregator is measured on, since Kinetics' test has no labels
@@ -59,7 +59,7 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "compiled": profile.loading.compiled,
     }
     if learns((aggregator, schedule)):
-        depends["training"] = training_facts(profile.aggregator_training, profile.engine)
+        depends["training"] = training_facts(settings_of(profile, aggregator), profile.engine)
         depends["train"] = videos_key(profile, "train", runs=pair.runs)
         depends |= {"seed": seed, "view_seed": profile.backbone_training.seed}
         if pair.pretrained is not None:

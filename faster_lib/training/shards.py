@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from faster_lib.store import Entry, has_hash, hold, write_whole
+from faster_lib.store import Entry, has_hash, hold, read_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def drop_damaged(entry: Entry) -> None:
     if not entry.path.is_dir():
         return
     with hold(entry.path.with_name(f"{entry.path.name}.lock"), lambda: "another process"):
-        known, found = _read_verified(entry.path / VERIFIED), {}
+        known, found = read_json(entry.path / VERIFIED), {}
         for path, _, sha256 in list_shards(entry.path):
             about = [(stat := path.stat()).st_size, stat.st_mtime_ns]
             if known.get(path.name) == about or has_hash(path, sha256):
@@ -82,13 +82,6 @@ def drop_damaged(entry: Entry) -> None:
             if fault:
                 log.warning("%s; it is mended", fault)
                 (entry.path / "record.json").unlink(missing_ok=True)
-
-
-def _read_verified(path: Path) -> dict[str, list[int]]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or damaged
-        return {}
 
 
 class ShardReader:

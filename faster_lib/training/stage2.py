@@ -14,6 +14,7 @@ from faster_lib.data.datasets import generator_for
 from faster_lib.inference import fast_form
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Faster, Schedule
+from faster_lib.profile_sections import AggregatorTraining, Profile
 from faster_lib.training.features import FeaturePair, Request
 from faster_lib.training.loop import Task, run_trainings
 from faster_lib.training.ranks import find_ranks, seeded
@@ -33,6 +34,12 @@ def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
             model.classifier.weight.copy_(expensive.classifier.weight / scales[0])
             model.classifier.bias.copy_(expensive.classifier.bias)
     return model
+
+
+def settings_of(profile: Profile, aggregator: str) -> AggregatorTraining:
+    """Give the settings by which an aggregator is trained: those that were chosen for it on `val`, if any were."""
+    settings: AggregatorTraining = profile.aggregator_training
+    return settings.model_copy(update={**dict(settings.tuned.get(aggregator, {})), "tuned": {}})
 
 
 class Head(NamedTuple):
@@ -67,10 +74,10 @@ def train_heads(pair: FeaturePair, heads: Sequence[Head]) -> list[Trained | Floa
         as they are.
     Source: FASTER, "Setups for learning to aggregate".
     """
-    alike = defaultdict(set)
+    alike = defaultdict(list)
     for head in heads:
-        alike[head.seed, len(head.schedule)].add(head.schedule)
-    readers = {key: _Reader(pair, key[0], sorted(schedules)) for key, schedules in alike.items()}
+        alike[head.seed, len(head.schedule)].append(head)
+    readers = {key: _Reader(pair, of_key) for key, of_key in alike.items()}
     begun = [_begin(pair, head, readers[head.seed, len(head.schedule)]) for head in heads]
     trained = []
     for (model, learned, task), end in zip(begun, run_trainings([each[1:] for each in begun]), strict=True):
@@ -83,7 +90,8 @@ def train_heads(pair: FeaturePair, heads: Sequence[Head]) -> list[Trained | Floa
 
 def _begin(pair: FeaturePair, head: Head, reader: "_Reader") -> tuple[Faster, nn.ModuleDict, Task]:
     """Build a head; give it with its frozen networks, those parts of it that learn, and their training."""
-    profile, settings = pair.profile, pair.profile.aggregator_training
+    profile = pair.profile
+    settings = settings_of(profile, head.name)
     model = seeded(head.seed, build_faster, pair, head.name, head.schedule)
     if head.start is not None:
         model.aggregator.load_state_dict(head.start)
@@ -118,12 +126,13 @@ class _Drawn(NamedTuple):
 
 
 class _Reader:
-    """The training batches of one seed and number of clips, each read once for all schedules."""
+    """The training batches of heads of one seed and number of clips, each read once for all their schedules."""
 
-    def __init__(self, pair: FeaturePair, seed: int, schedules: Sequence[Schedule]):
-        self.features, self.settings = pair.open("train"), pair.profile.aggregator_training
-        self.seed, self.schedules = seed, schedules
-        self.steps = math.ceil(len(self.features.targets) / self.settings.batch_videos)  # an epoch
+    def __init__(self, pair: FeaturePair, heads: Sequence[Head]):
+        self.features, self.batch_videos = pair.open("train"), pair.profile.aggregator_training.batch_videos
+        self.seed, self.schedules = heads[0].seed, sorted({head.schedule for head in heads})
+        self.epochs = max(settings_of(pair.profile, head.name).epochs for head in heads)
+        self.steps = math.ceil(len(self.features.targets) / self.batch_videos)  # an epoch
         self.step, self.batches = -1, self._read_from(0)  # which reads nothing yet
 
     def read(self, step: int, schedule: Schedule) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -144,10 +153,10 @@ class _Reader:
     def _draw_from(self, first: int) -> Iterator[Request]:
         """Draw each batch from a step on; an epoch sees one view of each video."""
         features, num_clips = self.features, len(self.schedules[0])
-        for epoch in range(first // self.steps, self.settings.epochs):
+        for epoch in range(first // self.steps, self.epochs):
             generator = generator_for(self.seed, epoch)
             order = torch.randperm(len(features.targets), generator=generator)
-            for step, batch in enumerate(order.split(self.settings.batch_videos), start=epoch * self.steps):
+            for step, batch in enumerate(order.split(self.batch_videos), start=epoch * self.steps):
                 clips = draw_clips(len(batch), features.num_clips, num_clips, generator)
                 if step >= first:
                     yield batch, (batch + epoch) % features.num_views, clips

@@ -1,0 +1,115 @@
+"""Choose learning rate and epochs of each aggregator on `val`: `python -m workflow.tune --profile study -L 8`.
+
+Every aggregator, the control included, is trained with every pair of the profile's grid, by a seed that no table
+reports, at some ratios. The pair with the highest mean accuracy wins; of equal ones, the cheaper and then the gentler.
+`params/tuning.csv` keeps a row for each pair. The winners are printed as they go into the profile.
+"""
+
+import argparse
+import csv
+import io
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from faster_lib.models.aggregators import AGGREGATORS
+from faster_lib.models.faster import Schedule
+from faster_lib.paths import PARAMS
+from faster_lib.profile_sections import Tuning
+from faster_lib.profiles import Profile, load_profile
+from faster_lib.provenance import circumstances
+from faster_lib.store import write_whole
+from faster_lib.training.evaluation import measure_all
+from faster_lib.training.features import FeaturePair
+from faster_lib.training.stage1 import train_backbone
+from workflow.train import ended_by_signals
+
+log = logging.getLogger(__name__)
+
+TABLE = PARAMS / "tuning.csv"
+LEARNING = [name for name in AGGREGATORS if name != "avg_pool"]  # averaging has nothing to tune
+SEED = 100  # no table reports it
+RATIOS = (1, 3, 7)
+
+
+def try_grid(profile: Profile, L: int, aggregators: Sequence[str], ratios: Sequence[int]) -> list[dict[str, Any]]:
+    """Measure every pair of the profile's grid on `val`: a row for each aggregator and pair."""
+    pair = FeaturePair(profile, *(train_backbone(profile, name, L) for name in _networks(profile)))
+    tuning: Tuning = profile.aggregator_training.tuning
+    schedules = [Schedule.ratio(pair.num_clips, x) for x in ratios]
+    rows = []
+    for epochs, rate in itertools.product(tuning.epochs, tuning.learning_rates):
+        tried = {"learning_rate": rate, "epochs": epochs}
+        settings = profile.aggregator_training.model_copy(update=tried | {"tuned": {}})
+        pair.profile = profile.model_copy(update={"aggregator_training": settings})
+        measured = measure_all(pair, itertools.product(aggregators, schedules), seeds=[SEED], split="val", anew=True)
+        for name in aggregators:
+            runs = [measured[name, schedule][0] for schedule in schedules]
+            found = {"val_video1": round(mean(run.video1 for run in runs), 2)}
+            found |= {"train_loss": round(mean(run.train_loss for run in runs), 4)}
+            about = {"profile": profile.name, "L": L, "aggregator": name, "ratios": " ".join(map(str, ratios))}
+            rows.append(about | {"seed": SEED, "videos": runs[0].census.used} | tried | found)
+            log.info("%s, rate %g, %d epochs: val %.2f %%, loss %.3f", name, rate, epochs, *found.values())
+    return rows
+
+
+def _networks(profile: Profile) -> tuple[str, str]:
+    return profile.networks.expensive, profile.networks.cheap
+
+
+def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Give each aggregator's best pair on `val`; of equal ones the one of fewer epochs, then of the lower rate."""
+    best: dict[str, tuple] = {}
+    for row in rows:
+        epochs, rate = int(row["epochs"]), float(row["learning_rate"])
+        key = (float(row["val_video1"]), -epochs, -rate)
+        best[row["aggregator"]] = max(best.get(row["aggregator"], key), key)
+    return {name: {"learning_rate": -rate, "epochs": -epochs} for name, (_, epochs, rate) in best.items()}
+
+
+def read_tuning(profile: str) -> list[dict[str, str]]:
+    """Read a profile's rows of `params/tuning.csv`."""
+    if not TABLE.is_file():
+        return []
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["profile"] == profile]
+
+
+def keep(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows into `params/tuning.csv`, in place of those of the same profile."""
+    kept = []
+    if TABLE.is_file():
+        with TABLE.open(encoding="utf-8", newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["profile"] != rows[0]["profile"]]
+    about = circumstances()
+    made = f"commit {about['commit']}, {about['device']}, {about['finished'][:10]}"
+    text = io.StringIO()
+    table = csv.DictWriter(text, [*rows[0], "made"], lineterminator="\n")
+    table.writeheader()
+    table.writerows([*kept, *({**row, "made": made} for row in rows)])
+    write_whole(TABLE, text.getvalue().encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Choose the learning rate and the epochs of each aggregator on val."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.tune", description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="a file in params/, such as study")
+    parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
+    parser.add_argument("--aggregator", nargs="+", default=LEARNING, choices=LEARNING, metavar="X")
+    parser.add_argument(
+        "--ratio", nargs="+", type=int, default=RATIOS, metavar="X", help="cheap clips per expensive one"
+    )
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with ended_by_signals():
+        rows = try_grid(load_profile(given.profile), given.L, given.aggregator, given.ratio)
+    keep(rows)
+    print("  tuned:")
+    for name, pair in choose(rows).items():
+        print(f"    {name}: {{learning_rate: {pair['learning_rate']:.1e}, epochs: {pair['epochs']}}}")
+
+
+if __name__ == "__main__":
+    main()
