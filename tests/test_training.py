@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -19,9 +21,10 @@ from faster_lib.data.index import load_videos
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
-from faster_lib.profile_sections import Pretraining
+from faster_lib.profile_sections import Pretraining, Tuned, Tuning
 from faster_lib.profiles import load_profile
 from faster_lib.training import checkpoints, evaluation, features, loop, ranks, results, shards, stage1, stage2
+from workflow import tune
 from workflow.index import index_videos
 
 SMOKE = load_profile("smoke")
@@ -258,6 +261,58 @@ def test_heads_trained_in_one_pass_are_those_trained_alone_and_read_each_clip_on
         assert one.loss == other.loss
         for (name, weight), same in zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True):
             assert torch.equal(weight, same), name
+
+
+def tuned(profile, **choices):
+    of = profile.aggregator_training.model_copy(update={"tuned": choices})
+    return profile.model_copy(update={"aggregator_training": of})
+
+
+def test_an_aggregator_is_trained_as_was_chosen_for_it_and_the_others_as_the_profile_says(pair, tmp_path):
+    mixed, choice = Schedule.ratio(8, 3), Tuned(learning_rate=1e-2, epochs=4)
+    chosen, plain = tuned(SMOKE, gru=choice), {"learning_rate": 1e-2, "epochs": 4}
+    same = SMOKE.aggregator_training.model_copy(update=plain)
+    same = SMOKE.model_copy(update={"aggregator_training": same})
+    one, other = (features.FeaturePair(p, pair.expensive, pair.cheap, runs=pair.runs) for p in (chosen, same))
+    keys = [results.aggregator_entry(p, "gru", mixed, 0, "test").key for p in (one, other, pair)]
+    assert keys[0] == keys[1] != keys[2]
+    untouched = [results.aggregator_entry(p, "mean", mixed, 0, "test").key for p in (one, pair)]
+    assert untouched[0] == untouched[1]
+    heads = [stage2.Head(name, mixed, 0, tmp_path / name) for name in ("gru", "mean")]
+    (long, _), (alone,) = stage2.train_heads(one, heads), stage2.train_heads(other, [heads[0]])
+    (short,) = stage2.train_heads(pair, [heads[1]._replace(folder=tmp_path / "again")])
+    trained = stage2.train_heads(one, [heads[1]._replace(folder=tmp_path / "both"), heads[0]])
+    for found, expected in ((long, alone), (trained[1], alone), (trained[0], short)):
+        wanted = expected.model.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.model.state_dict().items())
+
+
+def test_the_grid_is_tried_on_val_and_the_best_pair_is_chosen(pair, tmp_path, monkeypatch):
+    grid = Tuning(learning_rates=(1e-9, 1e-2), epochs=(1,))
+    settings = SMOKE.aggregator_training.model_copy(update={"tuning": grid})
+    profile = SMOKE.model_copy(update={"aggregator_training": settings})
+    by_name = {network.name: network for network in (pair.expensive, pair.cheap)}
+    monkeypatch.setattr(tune, "train_backbone", lambda _, name, L: by_name[name])
+    monkeypatch.setattr(tune, "FeaturePair", functools.partial(features.FeaturePair, runs=pair.runs))
+    monkeypatch.setattr(tune, "TABLE", tmp_path / "tuning.csv")
+    rows = tune.try_grid(profile, 8, ["mean", "gru"], [3])
+    tried = [(row["learning_rate"], row["aggregator"], row["seed"]) for row in rows]
+    assert tried == [(*each, tune.SEED) for each in itertools.product((1e-9, 1e-2), ("mean", "gru"))]
+    assert rows[0]["train_loss"] != rows[2]["train_loss"]
+    tune.keep([{**row, "profile": "other"} for row in rows[:1]])
+    tune.keep(rows[:2])
+    tune.keep(rows)
+    assert len(tune.read_tuning("smoke")) == 4 and len(tune.read_tuning("other")) == 1
+    assert tune.choose(tune.read_tuning("smoke")) == tune.choose(rows)
+    best = {"aggregator": "gru", "learning_rate": "0.002", "epochs": "6", "val_video1": "90.0"}
+    others = [best | {"epochs": "12"}, best | {"learning_rate": "0.005"}, best | {"val_video1": "89.9", "epochs": "1"}]
+    assert tune.choose([*others, best]) == {"gru": {"learning_rate": 0.002, "epochs": 6}}
+
+
+@pytest.mark.parametrize("name", sorted({row["profile"] for row in tune.read_tuning()}))
+def test_a_profile_trains_its_aggregators_as_the_table_of_tuning_says(name):
+    chosen = {key: Tuned(**pair) for key, pair in tune.choose(tune.read_tuning(name)).items()}
+    assert load_profile(name).aggregator_training.tuned == chosen
 
 
 def test_a_head_that_is_not_finite_is_named_and_leaves_the_others_and_a_stopped_pass_goes_on(pair, monkeypatch):

@@ -69,20 +69,17 @@ def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     return {name: {"learning_rate": -rate, "epochs": -epochs} for name, (_, epochs, rate) in best.items()}
 
 
-def read_tuning(profile: str) -> list[dict[str, str]]:
-    """Read a profile's rows of `params/tuning.csv`."""
+def read_tuning(profile: str | None = None) -> list[dict[str, str]]:
+    """Read a profile's rows of `params/tuning.csv`, or all."""
     if not TABLE.is_file():
         return []
     with TABLE.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["profile"] == profile]
+        return [row for row in csv.DictReader(file) if profile in (None, row["profile"])]
 
 
 def keep(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows into `params/tuning.csv`, in place of those of the same profile."""
-    kept = []
-    if TABLE.is_file():
-        with TABLE.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["profile"] != rows[0]["profile"]]
+    kept = [row for row in read_tuning() if row["profile"] != rows[0]["profile"]]
     about = circumstances()
     made = f"commit {about['commit']}, {about['device']}, {about['finished'][:10]}"
     text = io.StringIO()
