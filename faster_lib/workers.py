@@ -1,6 +1,7 @@
 """What works beside the main thread: threads that load ahead, processes that share parts, decoders that hang."""
 
 import os
+import sys
 import threading
 import time
 import warnings
@@ -68,13 +69,19 @@ def _use_one_core() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
+def progress(*given: Any, is_shown: bool = True, **form: Any) -> tqdm:
+    """Make a progress bar; in a notebook it goes with the output, since Jupyter shows the other stream in red."""
+    hidden = {} if is_shown else {"disable": True}  # not False, which would overrule TQDM_DISABLE
+    return tqdm(*given, file=sys.stdout if "ipykernel" in sys.modules else None, **hidden, **form)
+
+
 def run_all(function: Callable, parts: Iterable[tuple], *, workers: int, title: str, unit: str, **bar: Any) -> None:
     """Call a function with the arguments of each part, in any order, in so many processes; 0 and 1 are this one."""
     jobs = [delayed(_call)(os.getpid(), function, part) for part in parts]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _REPLACED)
         done = Parallel(n_jobs=max(workers, 1), return_as="generator_unordered")(jobs)
-        deque(tqdm(done, desc=title, unit=unit, total=len(jobs), **bar), maxlen=0)
+        deque(progress(done, desc=title, unit=unit, total=len(jobs), **bar), maxlen=0)
 
 
 def _call(main: int, function: Callable[..., Any], part: tuple[Any, ...]) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from pebble import ProcessExpired, ProcessPool
-from tqdm import tqdm
 
 from faster_lib.data.index import as_csv, from_csv, parse_file
 from faster_lib.data.video import DECODER, File, PyAVDecoder, VideoError, VideoReader, look_at, probe_video
 from faster_lib.store import naming, write_whole
+from faster_lib.workers import progress
 from workflow.lists import name_in
 
 SCANNED_BY = f"{DECODER}, av {version('av')}"  # another version may give other verdicts on files
@@ -96,7 +96,7 @@ def _read_files(
     try:
         for path, size in sizes.items():
             futures[pool.schedule(_read_file, args=[path, size, limit_seconds, with_decord])] = path
-        for future in tqdm(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
+        for future in progress(as_completed(futures), desc="index videos", unit="video", total=len(futures)):
             path = futures.pop(future)
             try:
                 yield path, future.result()

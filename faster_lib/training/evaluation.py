@@ -16,7 +16,7 @@ from faster_lib.profiles import Profile
 from faster_lib.store import write_whole
 from faster_lib.training.checkpoints import remove_checkpoints
 from faster_lib.training.features import FeaturePair, Features
-from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
+from faster_lib.training.ranks import find_ranks, in_turns, limited_threads
 from faster_lib.training.results import (
     PRETRAINING_SPLIT,
     Cell,
@@ -66,8 +66,8 @@ def measure_all(
     workers = pair.profile.loading.workers if ranks.num_processes == 1 and ranks.device.type == "cpu" else 1
     passes = max(workers, 1) * ranks.num_processes
     jobs = in_turns([(pair, part, split) for turn in range(passes) if (part := missing[turn::passes])])
-    title, bar = f"stage 2, L={pair.clip_frames}", {"leave": False, **shown(ranks.is_main_process)}
-    run_all(_complete, jobs, workers=workers, title=title, unit="pass", **bar)
+    bar = {"title": f"stage 2, L={pair.clip_frames}", "unit": "pass", "leave": False}
+    run_all(_complete, jobs, workers=workers, **bar, is_shown=ranks.is_main_process)
     results: dict[Cell, list[Measured]] = {cell: [] for cell in cells}
     for (cell, _), entry in entries.items():
         results[cell].append(read_measured(entry) if entry.is_complete else shipped[entry.path.name])

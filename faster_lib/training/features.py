@@ -21,7 +21,7 @@ from faster_lib.models.faster import Schedule
 from faster_lib.paths import RUNS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import Entry, hold
-from faster_lib.training.ranks import find_ranks, in_turns, limited_threads, shown
+from faster_lib.training.ranks import find_ranks, in_turns, limited_threads
 from faster_lib.training.shards import ShardReader, check_disk, drop_damaged, find_gaps, list_shards, write_shard
 from faster_lib.training.stage1 import TrainedBackbone
 from faster_lib.workers import load_ahead, run_all
@@ -121,7 +121,7 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
     jobs = [([(networks[n], entries[n].path) for n in places], clips, v, profile) for v, places in missing.items()]
     workers, title = profile.loading.workers, f"extract {' and '.join(entry.label for entry in entries)}"
     bar = {"workers": 1 if find_ranks().device.type == "cuda" else workers, "unit": "shard", "title": title}
-    run_all(_write_shards, in_turns(jobs), **bar, **shown(find_ranks().is_main_process))
+    run_all(_write_shards, in_turns(jobs), **bar, is_shown=find_ranks().is_main_process)
     for entry in entries:
         entry.complete(lambda: {"videos": len(clips)})
         for lock in entry.path.glob("*.lock"):

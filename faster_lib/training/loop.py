@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from torch import nn
-from tqdm import tqdm
 
 from faster_lib.profile_sections import Engine, Optimisation
 from faster_lib.provenance import peak_mib
 from faster_lib.training.checkpoints import read_checkpoint, write_checkpoint
-from faster_lib.training.ranks import find_ranks, shown, synchronise_batch_norm
+from faster_lib.training.ranks import find_ranks, synchronise_batch_norm
+from faster_lib.workers import progress
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ class _Training:
                 os.truncate(task.folder / CURVES, state["curves_bytes"] if state else 0)  # the rest comes again
         mine, first = range(self.rank, self.ranks * task.engine.accumulation, self.ranks), self.progress["iteration"]
         self.batches = iter(task.batches(first, mine, self.ranks * task.engine.accumulation))
-        form = {"desc": f"train {task.folder.name.rpartition('-')[0]}", **shown(task.is_shared and self.rank == 0)}
-        self.bar = tqdm(initial=first, total=task.steps, unit="batch", **form)
+        form = {"desc": f"train {task.folder.name.rpartition('-')[0]}", "is_shown": task.is_shared and self.rank == 0}
+        self.bar = progress(initial=first, total=task.steps, unit="batch", **form)
         self._end_after_the_last()
 
     def advance(self, is_told_to_stop: bool) -> None:

@@ -21,11 +21,6 @@ def find_ranks() -> PartialState:
     return PartialState(cpu=is_cpu, timeout=PATIENCE)
 
 
-def shown(is_shown: bool) -> dict[str, bool]:
-    """Give what a progress bar is told; not False, which would overrule TQDM_DISABLE."""
-    return {} if is_shown else {"disable": True}
-
-
 def complete_together(entry: Entry, make: Callable[[], dict[str, Any]]) -> None:
     """Have a result made by all ranks, unless it is there: `Entry.complete` for several processes.
 
