@@ -144,7 +144,7 @@ class Tuned(Section):
     """What was chosen for one aggregator."""
 
     learning_rate: PositiveFloat
-    epochs: PositiveInt
+    epochs: PositiveInt | None = None  # null: as all
 
 
 class Tuning(Section):

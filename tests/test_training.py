@@ -306,13 +306,13 @@ def test_the_grid_is_tried_on_val_and_the_best_pair_is_chosen(pair, tmp_path, mo
     assert tune.choose(tune.read_tuning("smoke")) == tune.choose(rows)
     best = {"aggregator": "gru", "learning_rate": "0.002", "epochs": "6", "val_video1": "90.0"}
     others = [best | {"epochs": "12"}, best | {"learning_rate": "0.005"}, best | {"val_video1": "89.9", "epochs": "1"}]
-    assert tune.choose([*others, best]) == {"gru": {"learning_rate": 0.002, "epochs": 6}}
+    assert tune.choose([*others, best]) == {"gru": Tuned(learning_rate=0.002, epochs=6)}
+    assert tune.choose([best, others[1]]) == {"gru": Tuned(learning_rate=0.002)}  # none had other epochs
 
 
 @pytest.mark.parametrize("name", sorted({row["profile"] for row in tune.read_tuning()}))
 def test_a_profile_trains_its_aggregators_as_the_table_of_tuning_says(name):
-    chosen = {key: Tuned(**pair) for key, pair in tune.choose(tune.read_tuning(name)).items()}
-    assert load_profile(name).aggregator_training.tuned == chosen
+    assert load_profile(name).aggregator_training.tuned == tune.choose(tune.read_tuning(name))
 
 
 def test_a_head_that_is_not_finite_is_named_and_leaves_the_others_and_a_stopped_pass_goes_on(pair, monkeypatch):

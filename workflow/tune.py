@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -17,7 +18,7 @@ from typing import Any
 from faster_lib.models.aggregators import AGGREGATORS
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import PARAMS
-from faster_lib.profile_sections import Tuning
+from faster_lib.profile_sections import Tuned, Tuning
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
@@ -59,14 +60,20 @@ def _networks(profile: Profile) -> tuple[str, str]:
     return profile.networks.expensive, profile.networks.cheap
 
 
-def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Give each aggregator's best pair on `val`; of equal ones the one of fewer epochs, then of the lower rate."""
+def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tuned]:
+    """Give each aggregator's best pair on `val`; of equal ones that of fewer epochs, then of the lower rate.
+
+    Where all were trained for equally many epochs, the choice names none.
+    """
     best: dict[str, tuple] = {}
     for row in rows:
-        epochs, rate = int(row["epochs"]), float(row["learning_rate"])
-        key = (float(row["val_video1"]), -epochs, -rate)
+        key = (float(row["val_video1"]), -int(row["epochs"]), -float(row["learning_rate"]))
         best[row["aggregator"]] = max(best.get(row["aggregator"], key), key)
-    return {name: {"learning_rate": -rate, "epochs": -epochs} for name, (_, epochs, rate) in best.items()}
+    is_chosen = len({row["epochs"] for row in rows}) > 1
+    return {
+        name: Tuned(learning_rate=-rate, epochs=-epochs if is_chosen else None)
+        for name, (_, epochs, rate) in best.items()
+    }
 
 
 def read_tuning(profile: str | None = None) -> list[dict[str, str]]:
@@ -104,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = try_grid(load_profile(given.profile), given.L, given.aggregator, given.ratio)
     keep(rows)
     print("  tuned:")
-    for name, pair in choose(rows).items():
-        print(f"    {name}: {{learning_rate: {pair['learning_rate']:.1e}, epochs: {pair['epochs']}}}")
+    for name, chosen in choose(rows).items():
+        print(f"    {name}: {json.dumps(chosen.model_dump(exclude_none=True)).replace(chr(34), '')}")
 
 
 if __name__ == "__main__":

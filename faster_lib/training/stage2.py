@@ -39,7 +39,8 @@ def build_faster(pair: FeaturePair, name: str, schedule: Schedule) -> Faster:
 def settings_of(profile: Profile, aggregator: str) -> AggregatorTraining:
     """Give the settings by which an aggregator is trained: those that were chosen for it on `val`, if any were."""
     settings: AggregatorTraining = profile.aggregator_training
-    return settings.model_copy(update={**dict(settings.tuned.get(aggregator, {})), "tuned": {}})
+    chosen = settings.tuned[aggregator].model_dump(exclude_none=True) if aggregator in settings.tuned else {}
+    return settings.model_copy(update={**chosen, "tuned": {}})
 
 
 class Head(NamedTuple):
