@@ -287,7 +287,7 @@ def test_an_aggregator_is_trained_as_was_chosen_for_it_and_the_others_as_the_pro
         assert all(torch.equal(value, wanted[name]) for name, value in found.model.state_dict().items())
 
 
-def test_the_grid_is_tried_on_val_and_the_best_pair_is_chosen(pair, tmp_path, monkeypatch):
+def test_the_grid_is_tried_on_val_and_every_try_is_kept(pair, tmp_path, monkeypatch):
     grid = Tuning(learning_rates=(1e-9, 1e-2), epochs=(1,))
     settings = SMOKE.aggregator_training.model_copy(update={"tuning": grid})
     profile = SMOKE.model_copy(update={"aggregator_training": settings})
@@ -303,16 +303,25 @@ def test_the_grid_is_tried_on_val_and_the_best_pair_is_chosen(pair, tmp_path, mo
     tune.keep(rows[:2])
     tune.keep(rows)
     assert len(tune.read_tuning("smoke")) == 4 and len(tune.read_tuning("other")) == 1
-    assert tune.choose(tune.read_tuning("smoke")) == tune.choose(rows)
-    best = {"aggregator": "gru", "learning_rate": "0.002", "epochs": "6", "val_video1": "90.0"}
-    others = [best | {"epochs": "12"}, best | {"learning_rate": "0.005"}, best | {"val_video1": "89.9", "epochs": "1"}]
-    assert tune.choose([*others, best]) == {"gru": Tuned(learning_rate=0.002, epochs=6)}
-    assert tune.choose([best, others[1]]) == {"gru": Tuned(learning_rate=0.002)}  # none had other epochs
+
+
+def test_the_own_pair_stays_unless_another_one_is_clearly_better_on_val():
+    def chosen(*tries):
+        keys = ("learning_rate", "epochs", "val_video1")
+        rows = [{"aggregator": "gru", **dict(zip(keys, each, strict=True))} for each in tries]
+        return tune.choose(load_profile("tiny"), rows)
+
+    own = ("0.002", "6", "90.0")
+    assert chosen(own, ("0.001", "6", "91.0"), ("0.005", "12", "89.0")) == {}
+    assert chosen(own, ("0.001", "6", "91.1")) == {"gru": Tuned(learning_rate=0.001)}
+    better = ("0.001", "12", "91.1")
+    assert chosen(better, ("0.005", "12", "91.1"), own) == {"gru": Tuned(learning_rate=0.001, epochs=12)}
+    assert chosen(("0.005", "6", "91.1"), better, own) == {"gru": Tuned(learning_rate=0.005)}
 
 
 @pytest.mark.parametrize("name", sorted({row["profile"] for row in tune.read_tuning()}))
 def test_a_profile_trains_its_aggregators_as_the_table_of_tuning_says(name):
-    assert load_profile(name).aggregator_training.tuned == tune.choose(tune.read_tuning(name))
+    assert load_profile(name).aggregator_training.tuned == tune.choose(load_profile(name), tune.read_tuning(name))
 
 
 def test_a_head_that_is_not_finite_is_named_and_leaves_the_others_and_a_stopped_pass_goes_on(pair, monkeypatch):

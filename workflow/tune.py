@@ -1,8 +1,8 @@
 """Choose learning rate and epochs of each aggregator on `val`: `python -m workflow.tune --profile study -L 8`.
 
 Every aggregator, the control included, is trained with every pair of the profile's grid, by a seed that no table
-reports, at some ratios. The pair with the highest mean accuracy wins; of equal ones, the cheaper and then the gentler.
-`params/tuning.csv` keeps a row for each pair. The winners are printed as they go into the profile.
+reports, at some ratios. The profile's own pair stays unless another one is better by more than chance explains.
+`params/tuning.csv` keeps a row for each pair. What is chosen is printed as it goes into the profile.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from faster_lib.models.aggregators import AGGREGATORS
 from faster_lib.models.faster import Schedule
 from faster_lib.paths import PARAMS
-from faster_lib.profile_sections import Tuned, Tuning
+from faster_lib.profile_sections import AggregatorTraining, Tuned, Tuning
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.provenance import circumstances
 from faster_lib.store import write_whole
@@ -33,6 +34,7 @@ TABLE = PARAMS / "tuning.csv"
 LEARNING = [name for name in AGGREGATORS if name != "avg_pool"]  # averaging has nothing to tune
 SEED = 100  # no table reports it
 RATIOS = (1, 3, 7)
+NEAR = 1.0  # points: about one and a half standard errors of the difference of two tries on 512 videos
 
 
 def try_grid(profile: Profile, L: int, aggregators: Sequence[str], ratios: Sequence[int]) -> list[dict[str, Any]]:
@@ -60,20 +62,21 @@ def _networks(profile: Profile) -> tuple[str, str]:
     return profile.networks.expensive, profile.networks.cheap
 
 
-def choose(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tuned]:
-    """Give each aggregator's best pair on `val`; of equal ones that of fewer epochs, then of the lower rate.
+def choose(profile: Profile, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tuned]:
+    """Give, by aggregator, the pair that is best on `val`, where the profile's own one is more than `NEAR` behind it.
 
-    Where all were trained for equally many epochs, the choice names none.
+    Of equal ones it is that of fewer epochs, then of the lower rate. The grid must hold the profile's own pair.
     """
-    best: dict[str, tuple] = {}
+    own: AggregatorTraining = profile.aggregator_training
+    tried: dict[str, dict[tuple[int, float], float]] = defaultdict(dict)
     for row in rows:
-        key = (float(row["val_video1"]), -int(row["epochs"]), -float(row["learning_rate"]))
-        best[row["aggregator"]] = max(best.get(row["aggregator"], key), key)
-    is_chosen = len({row["epochs"] for row in rows}) > 1
-    return {
-        name: Tuned(learning_rate=-rate, epochs=-epochs if is_chosen else None)
-        for name, (_, epochs, rate) in best.items()
-    }
+        tried[row["aggregator"]][int(row["epochs"]), float(row["learning_rate"])] = float(row["val_video1"])
+    chosen = {}
+    for name, found in tried.items():
+        best = max(sorted(found), key=found.get)
+        if found[best] - found[own.epochs, own.learning_rate] > NEAR:
+            chosen[name] = Tuned(learning_rate=best[1], epochs=best[0] if best[0] != own.epochs else None)
+    return chosen
 
 
 def read_tuning(profile: str | None = None) -> list[dict[str, str]]:
@@ -111,8 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = try_grid(load_profile(given.profile), given.L, given.aggregator, given.ratio)
     keep(rows)
     print("  tuned:")
-    for name, chosen in choose(rows).items():
-        print(f"    {name}: {json.dumps(chosen.model_dump(exclude_none=True)).replace(chr(34), '')}")
+    for name, chosen in choose(load_profile(given.profile), rows).items():
+        print(f"    {name}: {json.dumps(chosen.model_dump()).replace(chr(34), '')}")
 
 
 if __name__ == "__main__":
