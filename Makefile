@@ -16,7 +16,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv reproduce index test bench gpu retrain sweep status lint format notebooks docs constraints clean distclean
+.PHONY: help venv reproduce index test bench gpu retrain sweep study status lint format notebooks docs constraints clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,13 @@ gpu: $(STAMP)  ## check and time everything on a GPU, in 8 minutes, into runs/gp
 sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side, by $EXECUTOR (docs/cluster.md)
 	@$(BIN)/python -c 'import snakemake' 2> /dev/null || $(BIN)/pip install -c constraints.txt -e ".[sweep]"
 	TQDM_MININTERVAL=10 $(BIN)/snakemake --snakefile workflow/Snakefile --workflow-profile workflow/$(EXECUTOR) --config profile=$(PROFILE) $(SWEEP)
+
+# One profile after the other, since each takes all cores. Networks that come with the repository are not trained again.
+study: $(STAMP)  ## train and measure the study: three trainings of the clip networks, all lengths and units, into params/results.csv
+	@echo 'The clip networks of a training take 2 hours of one quiet core, and took 15 of a busy one; the 180 heads on them take 1. It goes on after any end.'
+	@for profile in study study_1 study_2; do \
+	    $(MAKE) --no-print-directory sweep PROFILE=$$profile SWEEP="'aggregators=[mean,lstm,gru,fast_gru]' $(SWEEP)" || exit; done
+	$(BIN)/python -m workflow.results --keep $(or $(FASTER_RUNS),runs)/study*/aggregators/*
 
 status: $(STAMP)  ## list what is in runs/: state, size, and when it was finished
 	@$(BIN)/python workflow/status.py

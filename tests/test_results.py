@@ -37,6 +37,11 @@ def test_what_is_written_is_read_back_to_the_digit(tmp_path):
         read = found[entry.path.name]
         assert replace(read, seconds=0.0, made="") == wanted and read.seconds == entry.record["seconds"]
         assert entry.record["finished"][:10] in read.made
+    third = make(tmp_path, "lstm", replace(MEASURED, video1=50.0))
+    assert write_results([third.path], tmp_path / "results.csv", keep=True) == 3
+    more = shipped_results.__wrapped__(tmp_path / "results.csv")
+    assert more[third.path.name].video1 == 50.0 and {name: more[name] for name in found} == found
+    assert write_results([third.path], tmp_path / "results.csv") == 1
 
 
 def test_a_damaged_record_is_not_kept(tmp_path):

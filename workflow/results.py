@@ -31,12 +31,18 @@ def row_of(folder: Path) -> dict[str, Any]:
     return {"entry": folder.name, **measures, **census, "correct": f"{int(marks, 2):x}"}
 
 
-def write_results(folders: Iterable[Path], path: Path = RESULTS) -> int:
-    """Write the rows of these entries, in the order of their names, in place of all before; give their number."""
-    rows = [row_of(folder) for folder in sorted(folders, key=lambda each: each.name)]
-    table = csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n")
+def write_results(folders: Iterable[Path], path: Path = RESULTS, *, keep: bool = False) -> int:
+    """Write the rows of these entries, in the order of their names; give the number of rows of the file.
+
+    They come in place of all rows before, or `keep` keeps those of other entries.
+    """
+    rows = {folder.name: row_of(folder) for folder in folders}
+    if keep and path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row["entry"]: row for row in csv.DictReader(file)} | rows
+    table = csv.DictWriter(text := io.StringIO(), list(next(iter(rows.values()))), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(rows[name] for name in sorted(rows))
     write_whole(path, text.getvalue().encode())
     return len(rows)
 
@@ -46,10 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.results", description=main.__doc__)
     parser.add_argument("entries", nargs="+", type=Path, help="folders such as runs/tiny/aggregators/*")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--keep", action="store_true", help="the rows of other cells too")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     complete = [folder for folder in given.entries if (folder / "record.json").is_file()]
-    log.info("%d results in %s", write_results(complete, given.out), given.out)
+    log.info("%d results in %s", write_results(complete, given.out, keep=given.keep), given.out)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,7 @@ def train_heads(pair: FeaturePair, heads: Sequence[Head]) -> list[Trained | Floa
 
 def _begin(pair: FeaturePair, head: Head, reader: "_Reader") -> tuple[Faster, nn.ModuleDict, Task]:
     """Build a head; give it with its frozen networks, those parts of it that learn, and their training."""
-    profile = pair.profile
-    settings = settings_of(profile, head.name)
+    profile, settings = pair.profile, settings_of(pair.profile, head.name)
     model = seeded(head.seed, build_faster, pair, head.name, head.schedule)
     if head.start is not None:
         model.aggregator.load_state_dict(head.start)
