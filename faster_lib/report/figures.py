@@ -186,6 +186,6 @@ def caption_of(pair: FeaturePair, measured: Results) -> str:
     videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
     seeds = max(len(runs) for runs in measured.values())
     ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
-    bars = f"bars are ± 1 standard deviation over {seeds} seed(s) of stage 2, intervals stand with the verdicts"
+    bars = f"Bars are ± 1 standard deviation over seeds of stage 2 ({seeds}); intervals stand with the verdicts."
     scales = "The two panels have scales of their own: their accuracies cannot be compared."
-    return f"Left: the paper's accuracies on Kinetics-400. Right: {ours}; {bars}.\n{scales}"
+    return f"Left: the paper's accuracies on Kinetics-400. Right: {ours}.\n{bars}\n{scales}"
