@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 with warnings.catch_warnings():  # importing it scripts two losses that nobody here uses, and that is deprecated
@@ -44,14 +45,15 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
     """Count the multiply-accumulates of one call: those of convolutions, matrix products and attention.
 
     Args:
-        example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
+        example_input: the module's argument, or a tuple of its arguments; its batch is counted whole. On the device
+            "meta", with the module, nothing is computed.
     Raises: ValueError if it runs an operator that can be neither counted nor taken as free, such as an `nn.LSTM`.
     """
     modes, is_fast = [(part, part.training) for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     torch.backends.mha.set_fastpath_enabled(False)  # which makes attention one operator without parts
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), _TracedConvolutions(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about Python values taken from shapes
             count = FlopCountAnalysis(module.eval(), arguments).clear_op_handles()
             count.set_op_handle(**{f"aten::{name}": functools.partial(_count_product, name) for name in _PRODUCTS})
@@ -66,6 +68,16 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
         fault = f"{', '.join(uncounted)}, which cannot be counted; build it from convolutions, linear layers and cells"
         raise ValueError(f"{type(module).__name__} runs {fault}")
     return int(total)
+
+
+class _TracedConvolutions(TorchFunctionMode):
+    """Calls the operator that the tracer sees in a convolution; on tensors without numbers it would see none."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
+        if function in (torch.conv1d, torch.conv2d, torch.conv3d) and args[0].is_meta and len(args) == 7:
+            *given, groups = args
+            return torch._convolution(*given, False, (0,) * len(args[4]), groups, False, False, True, True)
+        return function(*args, **(kwargs or {}))
 
 
 @functools.cache
@@ -152,7 +164,7 @@ def _count_clip(network: Part, L: int, size_px: int) -> int:
 
 @functools.cache
 def _count_named_clip(name: str, L: int, size_px: int) -> int:
-    return _count_clip(build_backbone(name), L, size_px)
+    return count_macs(_shaped(name), torch.zeros(1, 3, L, size_px, size_px, device="meta"))
 
 
 def _shaped(part: Part, *channels: int) -> nn.Module:

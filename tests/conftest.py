@@ -1,10 +1,10 @@
-"""Videos small enough for tests. A number that a test relies on is set here or in the test, never by the profile."""
+"""Videos small enough for tests. A number that a test relies on is set here or in the test, never by the profile.
+
+The fixtures import the library themselves: of several processes the first hands out files, and needs none of it.
+"""
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-from faster_lib.data.index import load_videos
-from faster_lib.profiles import load_profile
 
 # A busy machine is no fault of the code.
 settings.register_profile("no_clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -14,6 +14,8 @@ settings.load_profile("no_clock")
 @pytest.fixture(scope="session")
 def make_scene():
     """Give a function that makes a small scene, changed as its keywords say; an unknown keyword is an error."""
+    from faster_lib.profiles import load_profile
+
     small = {
         **dict(frames=64, size_px=40, crf=18, gop_frames=16, shots=(2, 3), shortest_shot_frames=12, seed=0),
         **dict(context_share=(0.2, 0.4), action_share=(0.5, 0.5), actors=2, actor_px=8, speed_px=(1.0, 2.0)),
@@ -34,6 +36,8 @@ def make_scene():
 @pytest.fixture(scope="session")
 def make_data():
     """Give a function that makes a data section whose clips are whole 40-pixel frames, changed as its keywords say."""
+    from faster_lib.profiles import load_profile
+
     small = dict(video_frames=64, train_short_side_px=(40, 40), test_short_side_px=40, crop_px=40, flip=False)
 
     def make(**changes):
@@ -47,5 +51,8 @@ def make_data():
 @pytest.fixture(scope="session")
 def videos(make_scene, make_data, tmp_path_factory):
     """Six generated videos of 64 frames of 40 x 40 pixels."""
+    from faster_lib.data.index import load_videos
+    from faster_lib.profiles import load_profile
+
     small = {"scene": make_scene(), "data": make_data()}
     return load_videos(load_profile("tiny").model_copy(update=small), "train", runs=tmp_path_factory.mktemp("runs"))

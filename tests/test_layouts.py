@@ -74,26 +74,35 @@ def layouts(make_scene, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One folder of results, in which each layout is scanned once."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.parametrize("layout", FOREIGN_LAYOUTS)
-def test_the_whole_kit_runs_through_every_layout(layout, layouts, tmp_path):
+def test_the_whole_kit_runs_through_every_layout(layout, layouts, runs):
     from faster_lib.training.evaluation import measure_all
     from faster_lib.training.features import FeaturePair
     from faster_lib.training.stage1 import train_backbone
 
     profile = profile_of(layout, layouts / layout)
-    index_videos(profile, runs=tmp_path)
-    networks = [train_backbone(profile, name, 16, runs=tmp_path) for name in ("r2plus1d_50", "r2d_26")]
-    pair = FeaturePair(profile, *networks, runs=tmp_path)
+    short = {"backbone_training": {"iterations": 2}, "aggregator_training": {"epochs": 1, "views": 1}}
+    parts = {name: getattr(profile, name).model_copy(update=changes) for name, changes in short.items()}
+    profile = profile.model_copy(update=parts)
+    index_videos(profile, runs=runs)
+    networks = [train_backbone(profile, name, 16, runs=runs) for name in ("r2plus1d_50", "r2d_26")]
+    pair = FeaturePair(profile, *networks, runs=runs)
     cell = ("fast_gru", Schedule("ECCC"))
     (result,) = measure_all(pair, [cell], seeds=[0], split="test")[cell]
     assert len(result.correct) == 16
 
 
-def test_all_layouts_hold_the_same_videos_with_the_same_classes(layouts, tmp_path):
+def test_all_layouts_hold_the_same_videos_with_the_same_classes(layouts, runs):
     frames, labels = {}, {}
     for layout in FOREIGN_LAYOUTS:
         profile = profile_of(layout, layouts / layout)
-        train, test = found(profile, "train", tmp_path), load_videos(profile, "test", runs=tmp_path)
+        train, test = found(profile, "train", runs), load_videos(profile, "test", runs=runs)
         assert (len(train), len(test)) == (32, 16)
         assert not {video.path for video in train.videos} & {video.path for video in test.videos}
         assert sorted(map(plain, test.classes)) == sorted(map(plain, CLASSES))

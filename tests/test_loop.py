@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from faster_lib.data import index
 from faster_lib.data.datasets import draw_epochs
 from faster_lib.data.index import load_videos
 from faster_lib.paths import ROOT
 from faster_lib.profiles import load_profile
 from faster_lib.training import checkpoints, loop, ranks
+from workflow import train
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
@@ -37,38 +40,66 @@ def odd_profile(**engine_changes):
     return smoke.model_copy(update={"name": "odd", **parts})
 
 
-def launch(profile, processes: int, runs, *arguments: str, before: str = "") -> str:
-    """Run the training command as a user would, with a profile of its own in a folder, after some lines of Python."""
-    program = runs.parent / "program.py"
-    program.write_text(
-        "from faster_lib.profiles import Profile\nfrom faster_lib.training import loop\n"
-        "from workflow import train as command\n"
-        "from tests.ranked_batch_norm import synchronise\nloop.synchronise_batch_norm = synchronise\n"
-        f"profile = Profile.model_validate_json({profile.model_dump_json()!r})\n"
-        f"command.load_profile = lambda name: profile\n{before}\ncommand.main()\n"
-    )
-    environment = os.environ | {
-        "FASTER_RUNS": str(runs),
-        "TQDM_DISABLE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [*LAUNCH, str(processes), str(program), "--profile", "odd", "-L", "8", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"ACCELERATE_USE_CPU": "1"})
+PROGRAM = """
+import json, sys
+from faster_lib.data import index
+from faster_lib.profiles import Profile
+from faster_lib.training import loop
+from tests.ranked_batch_norm import synchronise
+from workflow import train
+
+loop.synchronise_batch_norm = synchronise
+for profile, arguments, is_mended in json.load(open(sys.argv[1])):
+    train.load_profile = lambda name: Profile.model_validate_json(profile)
+    has_hash = index.has_hash
+    if not is_mended:  # as if the videos were damaged after the start
+        index.has_hash = lambda *_: True
+    train.main(["--profile", "odd", "-L", "8", *arguments])
+    index.has_hash = has_hash
+"""
+
+
+def train_by_two(folder, jobs) -> None:
+    """Run the training command for each job as a user would, by two processes, which need long to start."""
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "jobs.json").write_text(json.dumps([(p.model_dump_json(), *rest) for p, *rest in jobs]))
+    environment = {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1"}
+    command = [*LAUNCH, "2", str(folder / "program.py"), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+
+
+def train_here(jobs) -> None:
+    """Run the training command for each job in this process."""
+    for profile, arguments, is_mended in jobs:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "load_profile", lambda name, profile=profile: profile)
+            if not is_mended:
+                patch.setattr(index, "has_hash", lambda *_: True)
+            train.main(["--profile", "odd", "-L", "8", *arguments])
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The folders of results of one process and of two, on the same videos."""
-    folders = [tmp_path_factory.mktemp(f"by_{n}") / "runs" for n in (1, 2)]
-    for number, runs in enumerate(folders, start=1):
-        if number == 2:
-            (runs / "odd").mkdir(parents=True)
-            (runs / "odd" / "videos").symlink_to(folders[0] / "odd" / "videos")
-        launch(odd_profile(), number, runs, "--stage", "aggregator", "--ratio", "1")
+def by_one_and_two(tmp_path_factory):
+    """Folders of one process and of two, each with the results of both stages, and of stage 1 on damaged videos."""
+    folders = [tmp_path_factory.mktemp(f"by_{number}") for number in (1, 2)]
+    for folder, run in zip(folders, (train_here, partial(train_by_two, folders[1])), strict=True):
+        if (made := folders[0] / "whole" / "odd" / "videos") and folder is folders[1]:
+            (folder / "whole" / "odd").mkdir(parents=True)
+            (folder / "whole" / "odd" / "videos").symlink_to(made)
+        videos = load_videos(spoilt_profile(), "train", runs=folder / "spoilt")
+        for number in (3, 5):
+            videos.videos[number].path.write_bytes(b"no video")
+        whole = ["--stage", "aggregator", "--ratio", "1", "--anew", str(folder / "whole")]
+        spoilt = ["--backbone", "r2d_26", "--anew", str(folder / "spoilt")]
+        run([(odd_profile(), whole, True), (spoilt_profile(), spoilt, False)])
     return folders
+
+
+@pytest.fixture(scope="module")
+def both(by_one_and_two):
+    """The folders of results of one process and of two, on the same videos."""
+    return [folder / "whole" for folder in by_one_and_two]
 
 
 def weights_of(runs, kind: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -101,22 +132,16 @@ def test_two_processes_train_the_same_weights_with_the_same_losses_as_one(both, 
             }, "the evaluation to the digit"
 
 
-def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_them_has_nothing_left(tmp_path):
+def spoilt_profile():
     """Batches of 3 videos: the second process has one of them, and sometimes that one is broken."""
     odd = odd_profile()
     data = odd.data.model_copy(update={"most_unreadable_share": 0.2})
     training = odd.backbone_training.model_copy(update={"batch_frames": 24, "seed": 3})
-    profile = odd.model_copy(update={"data": data, "backbone_training": training})
-    for processes in (1, 2):
-        runs = tmp_path / str(processes) / "runs"
-        videos = load_videos(profile, "train", runs=runs)
-        for number in (3, 5):
-            videos.videos[number].path.write_bytes(b"no video")
-        unmended = (
-            "from faster_lib.data import index\nindex.has_hash = lambda *_: True"  # as if damaged after the start
-        )
-        launch(profile, processes, runs, "--backbone", "r2d_26", "--anew", str(runs), before=unmended)
-    (one,), (two,) = (records_of(tmp_path / n / "runs", "networks").values() for n in ("1", "2"))
+    return odd.model_copy(update={"data": data, "backbone_training": training})
+
+
+def test_two_processes_skip_the_same_unreadable_videos_as_one_even_where_one_of_them_has_nothing_left(by_one_and_two):
+    (one,), (two,) = (records_of(folder / "spoilt", "networks").values() for folder in by_one_and_two)
     assert two["first_losses"] == pytest.approx(one["first_losses"], rel=1e-4)
     assert {Path(path).name for path in one["skipped"]} == {Path(path).name for path in two["skipped"]}
     assert len(one["skipped"]) == 2

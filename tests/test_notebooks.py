@@ -18,7 +18,6 @@ from faster_lib.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.ipynb"))}
-FEW_SEEDS = "seeds: [0, 1]"
 
 
 def code_cells(notebook: str) -> list[str]:
@@ -41,13 +40,25 @@ def smoke(tmp_path_factory):
     return tmp_path_factory.mktemp("smoke")
 
 
-def test_the_ratio_study_runs_from_nothing_leaves_what_it_shows_and_reuses_its_results(smoke):
+SHORT, LISTS = {"profile": "smoke", "L": 8}, {"ratios": [0, 1, 3], "others": ["gru"], "seeds": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def ratio_study(smoke):
+    """Run the ratio study from nothing; give the times of the results that it leaves."""
     notebooks = (str(FOLDER / "04_ratio_study.ipynb"), str(smoke / "out.ipynb"))
-    small = ("-p", "profile", "smoke", "-p", "L", "8", "-y", f"{{ratios: [0, 1, 3], others: [gru], {FEW_SEEDS}}}")
-    command = ("-m", "papermill", *notebooks, *small)
-    assert (done := run(smoke, *command)).returncode == 0, done.stderr
-    stamps = {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
-    assert len(stamps) >= 2 + 4 + 2 + 13  # videos, feature maps, networks, cells
+    given = [word for name, value in SHORT.items() for word in ("-p", name, str(value))]
+    done = run(smoke, "-m", "papermill", *notebooks, *given, "-y", json.dumps(LISTS))
+    assert done.returncode == 0, done.stderr
+    return times_of_results(smoke)
+
+
+def times_of_results(smoke: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
+
+
+def test_the_ratio_study_runs_from_nothing_and_leaves_what_it_shows(smoke, ratio_study):
+    assert len(ratio_study) >= 2 + 4 + 2 + 13  # videos, feature maps, networks, cells
     stem = "04_ratio_study_smoke_L8"
     made = {path.name for path in (smoke / "figures").iterdir()}
     stems = (stem, f"{stem}_claims", "04_ratio_study_smoke_all")
@@ -57,11 +68,6 @@ def test_the_ratio_study_runs_from_nothing_leaves_what_it_shows_and_reuses_its_r
     first = (smoke / "figures" / f"{stem}.csv").read_bytes()
     assert b"measured at smoke scale" in first and b"measured at tiny scale" not in first
     assert b"# commit: " in first and b"# commit: " in (smoke / "figures" / f"{stem}_claims.csv").read_bytes()
-    assert (done := run(smoke, *command)).returncode == 0, done.stderr
-    assert stamps == {path: path.stat().st_mtime_ns for path in (smoke / "runs").rglob("record.json")}
-    again = (smoke / "figures" / f"{stem}.csv").read_bytes()
-    pairs = zip(first.splitlines(), again.splitlines(), strict=True)
-    assert all(before == after for before, after in pairs if not before.startswith(b"# commit: "))
 
 
 # Parameters of the other notebooks, and what each leaves beside its table. Notebook 08 needs two profiles of its own.
@@ -87,22 +93,31 @@ SMALL = {
 }
 RUNNER = """
 import json, sys
+from pathlib import Path
 import matplotlib
 matplotlib.use("agg")
-for name, cells, parameters in json.load(open(sys.argv[1])):
+jobs = Path(sys.argv[1])
+for name, cells, parameters in json.loads(jobs.read_text()):
     names = {}
     for number, source in enumerate(cells, start=1):
         exec(compile(source, f"notebook {name}, code cell {number}", "exec"), names)
         if number == 1:
             names |= parameters
+    print(name, "leaves", len([*jobs.parent.rglob("record.json")]), "results", file=sys.stderr)
 """
 
 
-def test_the_other_notebooks_run_one_after_the_other_and_leave_what_they_show(smoke):
-    jobs = [(name, code_cells(name), parameters) for name, (parameters, _) in SMALL.items()]
+def test_the_ratio_study_reuses_its_results_and_the_others_run_after_it_and_leave_what_they_show(smoke, ratio_study):
+    table = smoke / "figures" / "04_ratio_study_smoke_L8.csv"
+    first, wanted = table.read_text(), {"04_ratio_study": (SHORT | LISTS, ""), **SMALL}
+    jobs = [(name, code_cells(name), parameters) for name, (parameters, _) in wanted.items()]
     (smoke / "jobs.json").write_text(json.dumps(jobs))
     done = run(smoke, "-W", "ignore", "-c", RUNNER, str(smoke / "jobs.json"))
     assert done.returncode == 0, done.stderr
+    assert f"04_ratio_study leaves {len(ratio_study)} results\n" in done.stderr
+    assert ratio_study.items() <= times_of_results(smoke).items()
+    pairs = zip(first.splitlines(), table.read_text().splitlines(), strict=True)
+    assert all(before == after for before, after in pairs if not before.startswith("# commit: "))
     made = {path.name for path in (smoke / "figures").iterdir()}
     for name, (_, left) in SMALL.items():
         assert {f"{name}_{end}" for end in left.split()} <= made, name

@@ -70,7 +70,8 @@ import os
 from pathlib import Path
 smoke = load_profile("smoke")
 small = dict(frames=16, size_px=40, videos={"train": 4}, shots=(1, 1), shortest_shot_frames=8)
-smoke = smoke.model_copy(update={"scene": smoke.scene.model_copy(update=small)})
+loading = smoke.loading.model_copy(update={"workers": 2})
+smoke = smoke.model_copy(update={"scene": smoke.scene.model_copy(update=small), "loading": loading})
 print(len(load_videos(smoke, "train", runs=Path(os.environ["SCRATCH"]))))
 """
 

@@ -36,6 +36,24 @@ for _ in range(2):  # the second time it is there
     complete_together(entry, make)
 assert entry.is_complete
 """
+# In the same processes: ranks that see other videos, and then turns at several results.
+UNLIKE = """
+try:
+    complete_together(Entry("odd", "kind", "unlike", {"videos": state.process_index}, folder), lambda: {})
+except Exception as error:
+    (folder / f"unlike_{state.process_index}").write_text(f"{type(error).__name__}: {error}")
+"""
+TURNS = """
+import logging, time
+from faster_lib import store
+from faster_lib.training.ranks import in_turns
+
+logging.basicConfig(level=logging.INFO)
+store.WAIT_SECONDS, rank = 0.5, state.process_index
+for part in in_turns(list(range(6))):
+    entry = Entry("odd", "kind", str(part), {}, folder / "turns")
+    entry.complete(lambda: time.sleep(1.5 * rank) or {"rank": rank})
+"""
 
 
 def launch(script: str, *arguments: object, ranks: int = 2) -> list[subprocess.Popen]:
@@ -53,11 +71,20 @@ def launch(script: str, *arguments: object, ranks: int = 2) -> list[subprocess.P
     return started
 
 
-def test_all_ranks_make_a_result_once_and_the_main_one_records_it(tmp_path):
-    for rank in launch(SCRIPT, tmp_path, "nobody"):
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder of two ranks in which nothing fails, and what they said."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    launched = launch(SCRIPT + UNLIKE + TURNS, folder, "nobody")
+    for rank in launched:
         assert rank.returncode == 0, rank.said
-    assert {p.name: p.read_text() for p in tmp_path.glob("made*")} == {"made_by_0": "once;", "made_by_1": "once;"}
-    assert Entry("odd", "kind", "label", {}, tmp_path).record["measures"] == {"rank": 0}
+    return folder, [rank.said for rank in launched]
+
+
+def test_all_ranks_make_a_result_once_and_the_main_one_records_it(two_ranks):
+    folder, _ = two_ranks
+    assert {p.name: p.read_text() for p in folder.glob("made*")} == {"made_by_0": "once;", "made_by_1": "once;"}
+    assert Entry("odd", "kind", "label", {}, folder).record["measures"] == {"rank": 0}
 
 
 def test_an_error_in_one_rank_ends_all_and_leaves_no_record(tmp_path):
@@ -74,44 +101,18 @@ def test_one_process_makes_a_result_by_itself(tmp_path):
     assert entry.record["measures"] == {"value": 1}
 
 
-UNLIKE = """
-import sys
-from pathlib import Path
-from faster_lib.store import Entry
-from faster_lib.training.ranks import complete_together, find_ranks
-
-entry = Entry("odd", "kind", "label", {"videos": find_ranks().process_index}, Path(sys.argv[1]))
-complete_together(entry, lambda: {})
-"""
+def test_ranks_that_see_other_videos_are_told_at_once_and_make_nothing(two_ranks):
+    folder, _ = two_ranks
+    for path in (folder / "unlike_0", folder / "unlike_1"):
+        assert "the ranks see different videos or settings: here " in path.read_text()
+    assert not list(folder.glob("odd/kind/unlike-*/*.json"))
 
 
-def test_ranks_that_see_other_videos_end_at_once_and_make_nothing(tmp_path):
-    for rank in launch(UNLIKE, tmp_path):
-        assert rank.returncode == 1 and "the ranks see different videos or settings: here " in rank.said
-    assert not list(tmp_path.rglob("*.json"))
-
-
-TURNS = """
-import logging, sys, time
-from pathlib import Path
-from faster_lib import store
-from faster_lib.store import Entry
-from faster_lib.training.ranks import find_ranks, in_turns
-
-logging.basicConfig(level=logging.INFO)
-store.WAIT_SECONDS, rank = 0.5, find_ranks().process_index
-for part in in_turns(list(range(6))):
-    entry = Entry("odd", "kind", str(part), {}, Path(sys.argv[1]))
-    entry.complete(lambda: time.sleep(3 * rank) or {"rank": rank})
-"""
-
-
-def test_ranks_share_jobs_out_over_file_locks_and_say_whom_they_wait_for(tmp_path):
-    main, other = launch(TURNS, tmp_path)
-    assert (main.returncode, other.returncode) == (0, 0), main.said + other.said
-    made_by = [Entry("odd", "kind", str(part), {}, tmp_path).record["measures"]["rank"] for part in range(6)]
+def test_ranks_share_jobs_out_over_file_locks_and_say_whom_they_wait_for(two_ranks):
+    folder, (main_said, _) = two_ranks
+    made_by = [Entry("odd", "kind", str(part), {}, folder / "turns").record["measures"]["rank"] for part in range(6)]
     assert made_by[0::2] == [0, 0, 0] and made_by[1] == 1
-    assert re.search(r"waiting for process \d+ on ", main.said), main.said
+    assert re.search(r"waiting for process \d+ on ", main_said), main_said
 
 
 STOPPED = """

@@ -17,8 +17,7 @@ from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
 from faster_lib.training import loop, stage1
-from workflow import ship
-from workflow.train import main
+from workflow import ship, train
 
 TINY, KINETICS = load_profile("tiny"), load_profile("tiny_kinetics")
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
@@ -27,7 +26,10 @@ NETWORKS = [(TINY, name, L) for L in (8, 16, 32) for name in PAIR] + [(TINY, "r3
 FINISHED = [(load_profile("study_networks"), name, L) for L in (8, 16, 32) for name in PAIR]
 FINISHED += [(load_profile("study_networks"), "r3d_50", 8)]
 OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
-TRIED = [*NETWORKS, *FINISHED[:3], (KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]  # of the others one a profile
+# Every network and every L once, and every profile: one that grows from half of L, one on another set, one on a fold.
+TRIED = [(TINY, "r2plus1d_50", 8), (TINY, "r2d_26", 16), (TINY, "r3d_50", 32), (FINISHED[0][0], "r2plus1d_50", 16)]
+TRIED += [(KINETICS, "r2d_26", 8), (FOLDS[1], "r2plus1d_50", 8)]
+STEPS = 2
 
 
 def entry_name(profile: Profile, network: str, clip_frames: int) -> str:
@@ -47,6 +49,13 @@ def test_exactly_the_networks_of_four_profiles_are_shipped_whole_and_small():
         assert all(torch.isfinite(value).all() for value in load(content).values())
 
 
+def test_the_manifest_names_the_command_of_each_network_and_the_first_losses_of_its_training():
+    for network in NETWORKS + FINISHED + OTHERS:
+        about = read_manifest()[entry_name(*network)]
+        assert about["command"] == ship.training_command(*network, "runs/retrain")
+        assert len({*about["measures"]["first_losses"][:STEPS]}) == STEPS
+
+
 @pytest.fixture(scope="module")
 def first_videos(tmp_path_factory):
     """Give a profile's videos of stage 1; only those are made that the first batches of any network hold."""
@@ -61,8 +70,8 @@ def first_videos(tmp_path_factory):
             profile.scene.frames, width_px=profile.scene.size_px, height_px=profile.scene.size_px, decoder="decord"
         )
         videos = [Video(folder / each.name, labels.index(each.label), file) for each in plan]
-        largest = max(stage1.count_batch_videos(settings, L) for each, _, L in TRIED if each.name == name)
-        draws = draw_epochs(len(plan), batch_videos=largest, first=0, iterations=5, seed=settings.seed)  # read ahead
+        largest = max(stage1.count_batch_videos(settings, L) for each, _, L in TRIED if each.scene == profile.scene)
+        draws = draw_epochs(len(plan), batch_videos=largest, first=0, iterations=STEPS, seed=settings.seed)
         needed = sorted({number for batch in draws for _, number in batch})
         write_planned([plan[n] for n in needed], folder, profile.scene, workers=profile.loading.workers)
         return VideoList(tuple(videos), tuple(labels), Census(len(plan), len(plan), missing=0, corrupt=0))
@@ -77,13 +86,15 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
     profile, network, clip_frames, first_videos, tmp_path, monkeypatch, record_property
 ):
     about = read_manifest()[entry_name(profile, network, clip_frames)]
-    assert about["command"] == ship.training_command(profile, network, clip_frames, "runs/retrain")
-    monkeypatch.setattr(stage1, "load_videos", lambda p, split, runs, is_training: first_videos(p.name, p.data.fold))
+    name = "tiny" if profile.scene == TINY.scene else profile.name  # whose videos they are
+    monkeypatch.setattr(stage1, "load_videos", lambda p, split, runs, is_training: first_videos(name, p.data.fold))
+    unread = {"loading": profile.loading.model_copy(update={"workers": 0})}  # reads no batch ahead
+    monkeypatch.setattr(train, "load_profile", lambda name: load_profile(name).model_copy(update=unread))
     losses = []
 
     def watch(_, loss):
         losses.append(loss)
-        if len(losses) == 2:
+        if len(losses) == STEPS:
             raise KeyboardInterrupt
 
     threads = torch.get_num_threads()
@@ -91,14 +102,14 @@ def test_the_command_in_the_manifest_trains_that_network_step_by_step(
     arguments = shlex.split(about["command"].removesuffix("runs/retrain"))[2:]
     try:
         with pytest.raises(KeyboardInterrupt):
-            main([*arguments, str(tmp_path)])
+            train.main([*arguments, str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
-    first = about["measures"]["first_losses"][:2]
+    first = about["measures"]["first_losses"][:STEPS]
     far = max(abs(ours - theirs) for ours, theirs in zip(losses, first, strict=True))
     record_property("difference in the first losses", far)  # 0 on the machine that trained it
     assert far < 2e-3, f"{losses} against {first}"
-    assert len({*losses}) == 2  # the step between them moved the weights
+    assert len({*losses}) == STEPS  # the step between them moved the weights
 
 
 def test_retraining_gives_the_same_bits_and_says_so(tmp_path, caplog, monkeypatch):

@@ -218,7 +218,6 @@ def tiny_unlike_profile(weights):
         "data": SMOKE.data.model_copy(update={"video_frames": 32}),
         "scene": scene,
         "aggregator_training": SMOKE.aggregator_training.model_copy(update={"views": 1}),
-        "loading": SMOKE.loading.model_copy(update={"workers": 0}),
     }
     profile = with_networks(SMOKE, **names).model_copy(update=parts)
     return with_training(profile, iterations=1, batch_frames=8)
@@ -384,16 +383,15 @@ def test_a_shorter_schedule_gets_its_own_test_clips_and_draws_of_the_stored_trai
 
 def test_a_result_depends_on_neither_workers_nor_threads(pair, tmp_path):
     cell = ("gru", Schedule.ratio(8, 1))
-    theirs = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]  # makes the features shared below
+    by_two = SMOKE.model_copy(update={"loading": SMOKE.loading.model_copy(update={"workers": 2})})
     share_videos(pair, tmp_path)
-    for kind in ("networks", "features"):
-        (tmp_path / "smoke" / kind).symlink_to(pair.runs / "smoke" / kind)
-    alone = SMOKE.model_copy(update={"loading": SMOKE.loading.model_copy(update={"workers": 1})})
+    (tmp_path / "smoke" / "networks").symlink_to(pair.runs / "smoke" / "networks")
+    other = features.FeaturePair(by_two, pair.expensive, pair.cheap, runs=tmp_path)  # makes features of its own too
+    theirs = evaluation.measure_all(other, [cell], seeds=[0, 1], split="test")[cell]
     threads = torch.get_num_threads()
     torch.set_num_threads(1 + threads % 2)
     try:
-        other = features.FeaturePair(alone, pair.expensive, pair.cheap, runs=tmp_path)
-        mine = evaluation.measure_all(other, [cell], seeds=[0, 1], split="test")[cell]
+        mine = evaluation.measure_all(pair, [cell], seeds=[0, 1], split="test")[cell]
         assert torch.get_num_threads() == 1 + threads % 2
     finally:
         torch.set_num_threads(threads)
@@ -459,9 +457,7 @@ def test_a_shipped_network_is_used_as_it_is_and_a_damaged_one_refused(pair, tmp_
 def target():
     """Another set of generated videos, on which both stages go on from the smoke profile's."""
     scene = SMOKE.scene.model_copy(update={"seed": 1, "videos": {"train": 16, "test": 16}})
-    loading = SMOKE.loading.model_copy(update={"workers": 1})  # in this process
-    changes = {"name": "target", "scene": scene, "pretraining": Pretraining(profile="smoke"), "loading": loading}
-    return SMOKE.model_copy(update=changes)
+    return SMOKE.model_copy(update={"name": "target", "scene": scene, "pretraining": Pretraining(profile="smoke")})
 
 
 def test_stage_1_goes_on_from_the_pretrained_network_but_for_its_classifier(pair, target, monkeypatch):
