@@ -45,8 +45,7 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
     """Count the multiply-accumulates of one call: those of convolutions, matrix products and attention.
 
     Args:
-        example_input: the module's argument, or a tuple of its arguments; its batch is counted whole. On the device
-            "meta", with the module, nothing is computed.
+        example_input: the module's argument, or a tuple of its arguments; its batch is counted whole.
     Raises: ValueError if it runs an operator that can be neither counted nor taken as free, such as an `nn.LSTM`.
     """
     modes, is_fast = [(part, part.training) for part in module.modules()], torch.backends.mha.get_fastpath_enabled()
@@ -71,12 +70,11 @@ def count_macs(module: nn.Module, example_input: torch.Tensor | tuple) -> int:
 
 
 class _TracedConvolutions(TorchFunctionMode):
-    """Calls the operator that the tracer sees in a convolution; on tensors without numbers it would see none."""
+    """Calls the operator that the tracer sees in a convolution; on the device "meta" it would see none."""
 
     def __torch_function__(self, function: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
         if function in (torch.conv1d, torch.conv2d, torch.conv3d) and args[0].is_meta and len(args) == 7:
-            *given, groups = args
-            return torch._convolution(*given, False, (0,) * len(args[4]), groups, False, False, True, True)
+            return torch._convolution(*args[:6], False, (0,) * len(args[4]), args[6], False, False, True, True)
         return function(*args, **(kwargs or {}))
 
 

@@ -182,9 +182,8 @@ def test_measured_cells_become_points_of_cost_and_mean_accuracy_with_their_sprea
     assert series.x == [video_mflops(pair, *all_cheap), video_mflops(pair, *mix)] and step > 0
     assert video_mflops(pair, *all_cheap) < video_mflops(pair, None, mix[1])
     assert report.seconds_of(pair, measured) == 25.0
-    assert "ours, 4 generated videos, profile tiny" in caption_of(pair, measured) and "seeds of stage 2 (2)" in caption_of(
-        pair, measured
-    )
+    caption = caption_of(pair, measured)
+    assert "ours, 4 generated videos, profile tiny" in caption and "seeds of stage 2 (2)" in caption
 
 
 def test_labels_of_points_at_one_cost_are_lifted_off_each_other_and_others_left_alone():

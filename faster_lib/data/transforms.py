@@ -42,10 +42,7 @@ def draw_cut(size_px: Sequence[int], data: Data, generator: torch.Generator | No
 
 
 def cut_frames(frames: torch.Tensor, cut: Cut) -> torch.Tensor:
-    """Scale, cut and flip frames.
-
-    Shape: (T, H, W, 3) uint8 -> (T, crop_px, crop_px, 3) uint8
-    """
+    """Scale, cut and flip frames: (T, H, W, 3) uint8 -> (T, crop_px, crop_px, 3) uint8."""
     clip = frames.permute(0, 3, 1, 2)  # (T, 3, H, W)
     if list(clip.shape[-2:]) != cut.scaled_px:
         clip = interpolate(clip, cut.scaled_px, mode="bilinear", align_corners=False, antialias=True)
