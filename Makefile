@@ -39,9 +39,10 @@ reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into 
 index: $(STAMP)  ## index the real videos of $PROFILE: what is missing, corrupt, too short or there twice
 	$(BIN)/python -m workflow.index --profile $(PROFILE)
 
-# Two files at a time: the tests with one thread each, then the notebooks, whose kernels often wait for one core.
+# Two files at a time: the tests with one thread each, by name, since the last by name are short, where those with the
+# fewest tests would be long; then the notebooks, those with the most cells first, whose kernels often wait for one core.
 test: $(STAMP)  ## run the tests, and every notebook against its committed outputs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 	$(BIN)/pytest --nbval -n 2 --dist loadfile notebooks
 
 # About 85 minutes on 2 cores, twice that where the processor multiplies bfloat16; whatever else runs there shows in the figures. pytorchvideo joins in where it is
