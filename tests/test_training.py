@@ -288,7 +288,10 @@ def test_an_aggregator_is_trained_as_was_chosen_for_it_and_the_others_as_the_pro
 
 def test_the_grid_is_tried_on_val_and_every_try_is_kept(pair, tmp_path, monkeypatch):
     grid = Tuning(learning_rates=(1e-9, 1e-2), epochs=(1,))
-    settings = SMOKE.aggregator_training.model_copy(update={"tuning": grid})
+    settings = SMOKE.aggregator_training.model_copy(update={"tuning": grid, "learning_rate": 1e-2})
+    with pytest.raises(ValueError, match=r"epochs \[1\]; they must hold the profile's own, 0.01 and 2"):
+        tune.try_grid(SMOKE.model_copy(update={"aggregator_training": settings}), 8, ["mean"], [3])
+    settings = settings.model_copy(update={"epochs": 1})
     profile = SMOKE.model_copy(update={"aggregator_training": settings})
     by_name = {network.name: network for network in (pair.expensive, pair.cheap)}
     monkeypatch.setattr(tune, "train_backbone", lambda _, name, L: by_name[name])
