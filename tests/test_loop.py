@@ -83,10 +83,10 @@ def train_here(jobs) -> None:
 def by_one_and_two(tmp_path_factory):
     """Folders of one process and of two, each with the results of both stages, and of stage 1 on damaged videos."""
     folders = [tmp_path_factory.mktemp(f"by_{number}") for number in (1, 2)]
+    for folder in folders:
+        (folder / "whole" / "odd").mkdir(parents=True)
+    (folders[1] / "whole" / "odd" / "videos").symlink_to(folders[0] / "whole" / "odd" / "videos")
     for folder, run in zip(folders, (train_here, partial(train_by_two, folders[1])), strict=True):
-        if (made := folders[0] / "whole" / "odd" / "videos") and folder is folders[1]:
-            (folder / "whole" / "odd").mkdir(parents=True)
-            (folder / "whole" / "odd" / "videos").symlink_to(made)
         videos = load_videos(spoilt_profile(), "train", runs=folder / "spoilt")
         for number in (3, 5):
             videos.videos[number].path.write_bytes(b"no video")

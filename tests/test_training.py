@@ -61,6 +61,10 @@ def with_training(profile, **changes):
     return profile.model_copy(update={"backbone_training": profile.backbone_training.model_copy(update=changes)})
 
 
+def with_stage_2(profile, **changes):
+    return profile.model_copy(update={"aggregator_training": profile.aggregator_training.model_copy(update=changes)})
+
+
 def test_the_same_seed_gives_the_same_weights_and_the_same_table_bit_for_bit(pair, tmp_path):
     runs = tmp_path
     share_videos(pair, runs)
@@ -262,16 +266,9 @@ def test_heads_trained_in_one_pass_are_those_trained_alone_and_read_each_clip_on
             assert torch.equal(weight, same), name
 
 
-def tuned(profile, **choices):
-    of = profile.aggregator_training.model_copy(update={"tuned": choices})
-    return profile.model_copy(update={"aggregator_training": of})
-
-
 def test_an_aggregator_is_trained_as_was_chosen_for_it_and_the_others_as_the_profile_says(pair, tmp_path):
     mixed, choice = Schedule.ratio(8, 3), Tuned(learning_rate=1e-2, epochs=4)
-    chosen, plain = tuned(SMOKE, gru=choice), {"learning_rate": 1e-2, "epochs": 4}
-    same = SMOKE.aggregator_training.model_copy(update=plain)
-    same = SMOKE.model_copy(update={"aggregator_training": same})
+    chosen, same = with_stage_2(SMOKE, tuned={"gru": choice}), with_stage_2(SMOKE, learning_rate=1e-2, epochs=4)
     one, other = (features.FeaturePair(p, pair.expensive, pair.cheap, runs=pair.runs) for p in (chosen, same))
     keys = [results.aggregator_entry(p, "gru", mixed, 0, "test").key for p in (one, other, pair)]
     assert keys[0] == keys[1] != keys[2]
@@ -288,11 +285,10 @@ def test_an_aggregator_is_trained_as_was_chosen_for_it_and_the_others_as_the_pro
 
 def test_the_grid_is_tried_on_val_and_every_try_is_kept(pair, tmp_path, monkeypatch):
     grid = Tuning(learning_rates=(1e-9, 1e-2), epochs=(1,))
-    settings = SMOKE.aggregator_training.model_copy(update={"tuning": grid, "learning_rate": 1e-2})
+    profile = with_stage_2(SMOKE, tuning=grid, learning_rate=1e-2)
     with pytest.raises(ValueError, match=r"epochs \[1\]; they must hold the profile's own, 0.01 and 2"):
-        tune.try_grid(SMOKE.model_copy(update={"aggregator_training": settings}), 8, ["mean"], [3])
-    settings = settings.model_copy(update={"epochs": 1})
-    profile = SMOKE.model_copy(update={"aggregator_training": settings})
+        tune.try_grid(profile, 8, ["mean"], [3])
+    profile = with_stage_2(profile, epochs=1)
     by_name = {network.name: network for network in (pair.expensive, pair.cheap)}
     monkeypatch.setattr(tune, "train_backbone", lambda _, name, L: by_name[name])
     monkeypatch.setattr(tune, "FeaturePair", functools.partial(features.FeaturePair, runs=pair.runs))
@@ -338,8 +334,7 @@ def test_a_head_that_is_not_finite_is_named_and_leaves_the_others_and_a_stopped_
             raise KeyboardInterrupt
         return descend(training, *what)
 
-    settings = pair.profile.aggregator_training.model_copy(update={"checkpoint_iterations": 3})
-    often = pair.profile.model_copy(update={"aggregator_training": settings})
+    often = with_stage_2(pair.profile, checkpoint_iterations=3)
     often = features.FeaturePair(often, pair.expensive, pair.cheap, runs=pair.runs)
     monkeypatch.setattr(loop._Training, "_descend", disturb)
     with pytest.raises(KeyboardInterrupt):
@@ -513,10 +508,8 @@ def test_networks_of_another_profile_serve_as_they_are(pair):
 def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(pair, target):
     networks = [stage1.train_backbone(target, name, 8, runs=pair.runs) for name in ("r2plus1d_50", "r2d_26")]
     ours, cell = features.FeaturePair(target, *networks, runs=pair.runs), ("gru", Schedule.ratio(8, 1))
-    slow = target.aggregator_training.model_copy(update={"learning_rate": 1e-9})
-    still = features.FeaturePair(
-        target.model_copy(update={"aggregator_training": slow}), *networks, runs=pair.runs
-    )  # whose stage 2 moves no weight
+    slow = with_stage_2(target, learning_rate=1e-9)  # whose stage 2 moves no weight
+    still = features.FeaturePair(slow, *networks, runs=pair.runs)
     evaluation.measure_all(still, [cell], seeds=[1], split="test")
     kept, before = (
         load_file(evaluation.aggregator_entry(p, *cell, 1, split).path / "weights.safetensors")

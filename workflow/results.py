@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,21 @@ def row_of(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged; {REMEDY}")
     measures = {**record["measures"], "seconds": record["seconds"]}
     census, marks = measures.pop("census"), measures.pop("correct")
-    measures["made"] = f"commit {record['commit']}, {record['device']}, {record['finished'][:10]}"
+    measures["made"] = made_by(record)
     return {"entry": folder.name, **measures, **census, "correct": f"{int(marks, 2):x}"}
+
+
+def made_by(about: Mapping[str, Any]) -> str:
+    """Say by which commit, on what and when a result was made, out of its record or of `circumstances`."""
+    return f"commit {about['commit']}, {about['device']}, {about['finished'][:10]}"
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a table whose columns are those of the first row."""
+    table = csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def write_results(folders: Iterable[Path], path: Path = RESULTS, *, keep: bool = False) -> int:
@@ -40,10 +53,7 @@ def write_results(folders: Iterable[Path], path: Path = RESULTS, *, keep: bool =
     if keep and path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
             rows = {row["entry"]: row for row in csv.DictReader(file)} | rows
-    table = csv.DictWriter(text := io.StringIO(), list(next(iter(rows.values()))), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows[name] for name in sorted(rows))
-    write_whole(path, text.getvalue().encode())
+    write_rows(path, [rows[name] for name in sorted(rows)])
     return len(rows)
 
 

@@ -7,7 +7,6 @@ reports, at some ratios. The profile's own pair stays unless another one is bett
 
 import argparse
 import csv
-import io
 import itertools
 import json
 import logging
@@ -22,10 +21,10 @@ from faster_lib.paths import PARAMS
 from faster_lib.profile_sections import AggregatorTraining, Tuned, Tuning
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.provenance import circumstances
-from faster_lib.store import write_whole
 from faster_lib.training.evaluation import measure_all
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import train_backbone
+from workflow.results import made_by, write_rows
 from workflow.train import ended_by_signals
 
 log = logging.getLogger(__name__)
@@ -95,13 +94,8 @@ def read_tuning(profile: str | None = None) -> list[dict[str, str]]:
 def keep(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows into `params/tuning.csv`, in place of those of the same profile."""
     kept = [row for row in read_tuning() if row["profile"] != rows[0]["profile"]]
-    about = circumstances()
-    made = f"commit {about['commit']}, {about['device']}, {about['finished'][:10]}"
-    text = io.StringIO()
-    table = csv.DictWriter(text, [*rows[0], "made"], lineterminator="\n")
-    table.writeheader()
-    table.writerows([*kept, *({**row, "made": made} for row in rows)])
-    write_whole(TABLE, text.getvalue().encode())
+    made = made_by(circumstances())
+    write_rows(TABLE, [*kept, *({**row, "made": made} for row in rows)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,11 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    profile = load_profile(given.profile)
     with ended_by_signals():
-        rows = try_grid(load_profile(given.profile), given.L, given.aggregator, given.ratio)
+        rows = try_grid(profile, given.L, given.aggregator, given.ratio)
     keep(rows)
     print("  tuned:")
-    for name, chosen in choose(load_profile(given.profile), rows).items():
+    for name, chosen in choose(profile, rows).items():
         print(f"    {name}: {json.dumps(chosen.model_dump()).replace(chr(34), '')}")
 
 
