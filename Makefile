@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 L ?= 16
-PROFILE ?= tiny
+PROFILE ?= study
 OUT ?= out.ipynb
 EXECUTOR ?= local
 SWEEP ?=

@@ -66,7 +66,7 @@ def test_the_ratio_study_runs_from_nothing_and_leaves_what_it_shows(smoke, ratio
     outputs = [output for cell in nbformat.read(smoke / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     first = (smoke / "figures" / f"{stem}.csv").read_bytes()
-    assert b"measured at smoke scale" in first and b"measured at tiny scale" not in first
+    assert b"measured at smoke scale" in first and b"measured at study scale" not in first
     assert b"# commit: " in first and b"# commit: " in (smoke / "figures" / f"{stem}_claims.csv").read_bytes()
 
 
@@ -82,7 +82,7 @@ SMALL = {
     ),
     "06_generalization": (
         {"profile": "smoke", "L": 8, "ratios": [0, 1], "seeds": [0]},
-        "smoke.png smoke_claims.csv",
+        "smoke_L8.png smoke_L8_claims.csv",
     ),
     "07_sota": ({"s3d_frames": 16}, "s3d16.png"),
     "09_what_it_costs": ({"profile": "smoke", "L": 8}, "smoke_L8.png smoke_L8_bytes.csv"),
@@ -280,7 +280,7 @@ GOOD_NOTEBOOK = {
     "metadata": {"kernelspec": {"name": "python3"}},
     "cells": [
         TEXT_CELL,
-        code_cell('profile: str = "tiny"  # a file in params/\nL: int = 8  # frames', 1, tags=("parameters",)),
+        code_cell('profile: str = "study"  # a file in params/\nL: int = 8  # frames', 1, tags=("parameters",)),
         code_cell("1 + 1", 2, {"output_type": "execute_result", "data": {"text/plain": "2, see figures/a/b.csv"}}),
         code_cell("2 + 2", 3, {"output_type": "stream", "text": "4\n"}, tags=("nbval-ignore-output",)),
         code_cell("assert 2 + 2 == 4", 4),

@@ -21,7 +21,7 @@ from faster_lib.training.evaluation import shipped_results
 from faster_lib.training.stage1 import train_backbone
 
 assert Path(faster_lib.__file__).is_relative_to("{wheel}") and PARAMS.is_relative_to("{wheel}")
-trained = train_backbone(load_profile("tiny"), "r2d_26", 8)
+trained = train_backbone(load_profile("study"), "r2d_26", 8)
 assert trained.entry.record["measures"]["shipped"] and trained.entry.path.is_relative_to(Path.cwd() / "runs")
 assert shipped_results() and circumstances()["commit"].startswith("faster-kit ")
 print(load("{model}").predict("{clip}").label)

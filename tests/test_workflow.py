@@ -49,9 +49,9 @@ def records(runs):
 
 
 def test_the_default_plan_is_table_4_with_three_seeds(tmp_path):
-    said = sweep(tmp_path / "runs", "profile=tiny", options=["--dry-run", "--quiet", "rules"])
+    said = sweep(tmp_path / "runs", "profile=study", options=["--dry-run", "--quiet", "rules"])
     assert planned(said) == {"network": 6, "features": 6, "pass": 6}  # of averaging and FAST-GRU, for each L
-    assert not list((tmp_path / "runs").glob("tiny/*/*/*"))
+    assert not list((tmp_path / "runs").glob("study*/*/*/*"))
 
 
 def test_a_killed_sweep_goes_on_and_makes_nothing_twice(tmp_path):

@@ -1,4 +1,4 @@
-"""Keep what stage 2 measured with the repository: `python -m workflow.results runs/tiny/aggregators/*`.
+"""Keep what stage 2 measured with the repository: `python -m workflow.results runs/study/aggregators/*`.
 
 `params/results.csv` has a row for each measured cell: its entry, its accuracies, a bit for each test video, and when
 and on what it was made. Where the key of a cell fits, `measure_all` takes the row and trains nothing.
@@ -60,7 +60,7 @@ def write_results(folders: Iterable[Path], path: Path = RESULTS, *, keep: bool =
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write params/results.csv from the folders of measured cells."""
     parser = argparse.ArgumentParser(prog="python -m workflow.results", description=main.__doc__)
-    parser.add_argument("entries", nargs="+", type=Path, help="folders such as runs/tiny/aggregators/*")
+    parser.add_argument("entries", nargs="+", type=Path, help="folders such as runs/study/aggregators/*")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--keep", action="store_true", help="the rows of other cells too")
     given = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Train the clip networks that come with the repository: by their manifest's commands, compared, and replaced.
 
-    python workflow/ship.py --profile tiny
+    python workflow/ship.py --profile study
 
 Each network is trained by the command that `params/weights/manifest.json` will name. An interrupted run goes on; for a
 run from nothing, remove runs/retrain first.
@@ -33,12 +33,17 @@ log = logging.getLogger(__name__)
 
 
 def pairs_of(profile: Profile, lengths: Sequence[int]) -> list[tuple[str, str, int]]:
-    """List the pairs (expensive, cheap, L) that the notebooks use: R3D-50 at L = 32 alone, the profile's at each.
-
-    Source: FASTER (AAAI 2020), Tables 2 and 6.
-    """
+    """List the pairs (expensive, cheap, L) to be shipped: the profile's at each L, and R3D-50 where it was before."""
     expensive, cheap = profile.networks.expensive, profile.networks.cheap
-    return [*(("r3d_50", cheap, L) for L in lengths if L == 32), *((expensive, cheap, L) for L in lengths)]
+    before = " ".join(about["command"] for about in read_manifest().values() if about["profile"] == profile.name)
+    others = [("r3d_50", cheap, L) for L in lengths if f" r3d_50 -L {L} " in before]
+    return [*others, *((expensive, cheap, L) for L in lengths)]
+
+
+def trained_in(profile: Profile) -> Profile:
+    """Give the profile by which the networks of a profile are trained: its own, or the one that it names."""
+    other = profile.networks.trained_in
+    return profile if other is None else load_profile(other)
 
 
 def folds_of(profile: Profile) -> list[Profile]:
@@ -55,7 +60,8 @@ def training_command(profile: Profile, network: str, clip_frames: int, folder: s
 
 def shipped_lengths(profile: Profile) -> list[int]:
     """Give the clip lengths L for which a profile has shipped networks; those of the paper where it has none."""
-    commands = [about["command"] for about in read_manifest().values() if about["profile"] == profile.name]
+    name = trained_in(profile).name
+    commands = [about["command"] for about in read_manifest().values() if about["profile"] == name]
     return sorted({int(command.split(" -L ")[1].split()[0]) for command in commands}) or [8, 16, 32]
 
 
@@ -66,15 +72,16 @@ def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, 
 
     Raises: subprocess.CalledProcessError if a training fails; what has been trained stays, and the next run goes on.
     """
-    pairs, folds = pairs_of(profile, lengths), {each.data.fold: each for each in folds_of(profile)}
+    source = trained_in(profile)
+    pairs, folds = pairs_of(source, lengths), {each.data.fold: each for each in folds_of(source)}
     networks = [(fold, pair[place], pair[2]) for place in (0, 1) for fold in folds for pair in pairs]  # slow ones first
     folder = runs.relative_to(ROOT).as_posix() if runs.is_relative_to(ROOT) else str(runs)
     commands = {(fold, name, L): training_command(folds[fold], name, L, folder) for fold, name, L in networks}
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(_run, commands.values()))
-    accuracies = {fold: _measure(each, pairs, runs) for fold, each in folds.items()}
+    accuracies = {each.data.fold: _measure(each, pairs, runs) for each in folds_of(profile)}
     weights.mkdir(parents=True, exist_ok=True)
-    manifest = {key: about for key, about in read_manifest(weights).items() if about["profile"] != profile.name}
+    manifest = {key: about for key, about in read_manifest(weights).items() if about["profile"] != source.name}
     for (fold, name, L), command in commands.items():
         entry = name_backbone(folds[fold], name, L, runs=runs).entry
         content = entry.read()
@@ -83,8 +90,8 @@ def retrain(profile: Profile, lengths: Sequence[int], *, runs: Path, jobs: int, 
         manifest[entry.path.name] = {
             "sha256": hashlib.sha256(content).hexdigest(),
             "command": command,
-            "profile": profile.name,
-            "accuracy": accuracies[fold][name, L],
+            "profile": source.name,
+            "accuracy": {"profile": profile.name, **accuracies[fold][name, L]},
             **{key: entry.record[key] for key in ("measures", "device", "versions", "commit", "finished")},
         }
     write_whole(weights / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
@@ -127,7 +134,7 @@ def _measure(profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train a profile's networks anew and ship them: `params/weights/`, with their manifest."""
     parser = argparse.ArgumentParser(prog="python workflow/ship.py", description=main.__doc__)
-    parser.add_argument("--profile", default="tiny", help="a file in params/")
+    parser.add_argument("--profile", default="study", help="a file in params/")
     parser.add_argument("--lengths", type=int, nargs="+", help="frames per clip; those shipped unless given")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     given = parser.parse_args(arguments)

@@ -94,7 +94,7 @@ def _run(given: argparse.Namespace) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python workflow/train.py", description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="a file in params/, such as tiny")
+    parser.add_argument("--profile", required=True, help="a file in params/, such as study")
     parser.add_argument("--stage", choices=["backbone", "features", "aggregator"], default="backbone")
     parser.add_argument("-L", type=int, required=True, help="frames per clip, a multiple of 8")
     parser.add_argument("--fold", type=int, help="of a set with three splits: 1, 2 or 3")
