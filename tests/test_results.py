@@ -1,12 +1,17 @@
 """Tests of measured cells that come with the repository: written, read back, and taken in place of a training."""
 
+import csv
 from dataclasses import asdict, replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from faster_lib import build_backbone, count_macs
 from faster_lib.data.datasets import Census
 from faster_lib.models.faster import Schedule
+from faster_lib.paths import RESULTS
 from faster_lib.profiles import load_profile
 from faster_lib.report import tables
 from faster_lib.store import Entry
@@ -14,15 +19,18 @@ from faster_lib.training import evaluation
 from faster_lib.training.evaluation import Measured, aggregator_entry, measure_all, shipped_results
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.stage1 import name_backbone
-from workflow.results import write_results
+from workflow.results import row_of, write_results
 
 CENSUS = Census(expected=6, used=5, missing=1, corrupt=0)
 ACCURACIES = {"video1": 60.0, "video5": 100.0, "video1_of_expected": 50.0, "macro_f1": 1 / 3, "commonest": 40.0}
 MEASURED = Measured(**ACCURACIES, correct="00111", census=CENSUS, train_loss=0.1)
 
 
-def make(runs, label: str, measured: Measured) -> Entry:
-    entry = Entry("odd", "aggregators", label, {"of": label}, runs)
+def make(runs, aggregator: str, measured: Measured, networks: tuple[str, str] = ("other", "ones")) -> Entry:
+    depends = {"aggregator": aggregator, "schedule": "EC", "networks": networks}
+    if aggregator != "avg_pool":
+        depends |= {"seed": 3, "training": {"learning_rate": 0.5, "epochs": 7}}
+    entry = Entry("smoke", "aggregators", f"{aggregator}-L8-1E1C-seed3", depends, runs)
     entry.complete(lambda: asdict(measured))
     return entry
 
@@ -44,6 +52,19 @@ def test_what_is_written_is_read_back_to_the_digit(tmp_path):
     assert write_results([third.path], tmp_path / "results.csv") == 1
 
 
+def test_a_row_says_what_was_trained_how_and_what_a_video_costs_in_its_networks(tmp_path):
+    keys = tuple(name_backbone(load_profile("smoke"), name, 8).entry.key for name in ("r3d_50", "r2d_26"))
+    row = row_of(make(tmp_path, "gru", MEASURED, keys).path)
+    facts = ("profile", "expensive", "aggregator", "schedule", "L", "seed", "learning_rate", "epochs", "made")
+    assert [row[key] for key in facts[:-1]] == ["smoke", "r3d_50", "gru", "EC", 8, 3, 0.5, 7]
+    clips = [
+        count_macs(build_backbone(n, 16, 0.0625).eval(), torch.zeros(1, 3, 8, 35, 35)) for n in ("r3d_50", "r2d_26")
+    ]
+    assert row["mflops"] == pytest.approx((sum(clips) + 6 * 128**2) / 1e6, abs=0.01)
+    unknown = row_of(make(tmp_path, "avg_pool", replace(MEASURED, train_loss=None)).path)
+    assert [unknown[key] for key in ("expensive", "mflops", "seed", "epochs")] == [None] * 4
+
+
 def test_a_damaged_record_is_not_kept(tmp_path):
     entry = make(tmp_path, "gru", MEASURED)
     path = entry.path / "record.json"
@@ -52,14 +73,14 @@ def test_a_damaged_record_is_not_kept(tmp_path):
         write_results([entry.path], tmp_path / "results.csv")
 
 
-def study(L: int) -> FeaturePair:
-    profile = load_profile("study")
-    networks = (name_backbone(profile, name, L) for name in (profile.networks.expensive, profile.networks.cheap))
-    return FeaturePair(profile, *networks)
+@cache
+def study(L: int, name: str = "study", expensive: str = "r2plus1d_50") -> FeaturePair:
+    profile = load_profile(name)
+    return FeaturePair(profile, *(name_backbone(profile, network, L) for network in (expensive, "r2d_26")))
 
 
 def test_a_shipped_cell_is_taken_where_its_key_fits_and_trained_where_it_does_not(tmp_path, monkeypatch):
-    pair, cell = study(8), ("gru", Schedule("ECCC"))
+    pair, cell = study.__wrapped__(8), ("gru", Schedule("ECCC"))
     pair.runs = tmp_path
     name = aggregator_entry(pair, *cell, 0, "test").path.name
     monkeypatch.setattr(evaluation, "shipped_results", lambda: {name: MEASURED})
@@ -76,6 +97,13 @@ def test_the_committed_results_are_those_of_the_notebooks_and_agree_with_themsel
         assert len(measured.correct) == measured.census.used, entry
         assert measured.video1 == pytest.approx(100 * measured.correct.count("1") / measured.census.used), entry
         assert measured.made and (measured.train_loss is None) == entry.startswith("avg_pool"), entry
+    for row in csv.DictReader(RESULTS.read_text().splitlines()):  # what a row says is what its key holds
+        if row["profile"].startswith("study"):
+            pair, cell = (
+                study(int(row["L"]), row["profile"], row["expensive"]),
+                (row["aggregator"], Schedule(row["schedule"])),
+            )
+            assert aggregator_entry(pair, *cell, int(row["seed"] or 0), "test").path.name == row["entry"]
     wanted = []
     for L in (8, 16, 32):
         pair, schedules = study(L), tables.check_ratios([], L, load_profile("study")).values()

@@ -129,6 +129,7 @@ def shipped_results(path: Path = RESULTS) -> dict[str, Measured]:
         for row in csv.DictReader(line for line in file if not line.startswith("#")):
             census = Census(*(int(row.pop(count)) for count in ("expected", "used", "missing", "corrupt")))
             texts = {"correct": f"{int(row.pop('correct'), 16):0{census.used}b}", "made": row.pop("made")}
-            entry, numbers = row.pop("entry"), {key: float(text) if text else None for key, text in row.items()}
+            known = [key for key in row if key in Measured.__dataclass_fields__]  # other columns are for readers
+            entry, numbers = row.pop("entry"), {key: float(row[key]) if row[key] else None for key in known}
             found[entry] = Measured(**numbers, **texts, census=census)
     return found
