@@ -11,6 +11,7 @@ from faster_lib.data.datasets import Census
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
 from faster_lib.profiles import load_profile
+from faster_lib.report import claims
 from faster_lib.report import tables as report
 from faster_lib.report.figures import Panel, Series, caption_of, draw_panels, measured_series, video_mflops
 from faster_lib.report.tables import Row, compare
@@ -39,9 +40,9 @@ def test_each_number_stands_in_the_column_of_its_kind_and_the_status_says_what_i
     exact, differing, measured, unrun, counted = (cells.iloc[i] for i in range(5))
     assert (exact.reported, exact.counted, exact.difference, exact.status) == (337.6, 337.42, 0, "exact")
     assert (differing.difference, differing.status[:26]) == (0.6, "differs: 980.2 / 16 has no")
-    assert (measured.reported, measured.measured, measured["±"], measured.seeds) == (72.1, 51.0, 1.0, 3)
+    assert (measured.reported, measured.measured, measured["±"], measured.runs) == (72.1, 51.0, 1.0, 3)
     assert measured.status == "measured at tiny scale" and pd.isna(measured.difference) and pd.isna(measured.counted)
-    assert unrun.status == "not run: needs Kinetics" and pd.isna(unrun.measured) and unrun.seeds == ""
+    assert unrun.status == "not run: needs Kinetics" and pd.isna(unrun.measured) and unrun.runs == ""
     assert counted.status == "counted" and pd.isna(counted.reported)
 
 
@@ -176,14 +177,20 @@ def pair():
 def test_measured_cells_become_points_of_cost_and_mean_accuracy_with_their_spread(pair):
     all_cheap, mix = ("avg_pool", Schedule("CC")), ("fast_gru", Schedule("EC"))
     measured = {all_cheap: results("1000", seconds=1.0), mix: results("1100", "1110", seconds=2.0)}
-    series = measured_series("FAST-GRU", pair, [all_cheap, mix], measured, ["a", "b"])
+    marks = {cell: claims.marks_of(runs) for cell, runs in measured.items()}
+    sides = {cell: claims.Side("videos", {"tiny": each, "tiny_1": 1 - each}) for cell, each in marks.items()}
+    one = {cell: claims.Side("videos", {"tiny": each}) for cell, each in marks.items()}
+    assert sides[mix].percents == [50.0, 75.0, 50.0, 25.0] and one[mix].percents == [50.0, 75.0]
+    percents = {cell: side.percents for cell, side in one.items()}
+    series = measured_series("FAST-GRU", pair, [all_cheap, mix], percents, ["a", "b"])
     assert series.y == [25.0, 62.5] and series.spread == pytest.approx([0.0, 12.5 * 2**0.5])
     step = video_mflops(pair, *mix) - video_mflops(pair, None, mix[1])
     assert series.x == [video_mflops(pair, *all_cheap), video_mflops(pair, *mix)] and step > 0
     assert video_mflops(pair, *all_cheap) < video_mflops(pair, None, mix[1])
     assert report.seconds_of(pair, measured) == 25.0
-    caption = caption_of(pair, measured)
-    assert "ours, 4 generated videos, profile tiny" in caption and "seeds of stage 2 (2)" in caption
+    caption = caption_of(pair, sides.values())
+    assert "ours, 4 generated videos, profile tiny" in caption
+    assert "trainings of the clip networks (2) and seeds of stage 2 (2)" in caption
 
 
 def test_labels_of_points_at_one_cost_are_lifted_off_each_other_and_others_left_alone():

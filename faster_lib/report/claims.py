@@ -65,6 +65,11 @@ class Side:
     marks: Mapping[str, np.ndarray]  # of each training, by its profile: (seeds, videos), 1 where a video is right
     learns: bool = True  # whether stage 2 trains anything, so that seeds differ
 
+    @property
+    def percents(self) -> list[float]:
+        """Give video@1 of each training and seed, 0 to 100."""
+        return [100 * share for marks in self.marks.values() for share in marks.mean(axis=1).tolist()]
+
 
 def marks_of(results: Sequence[Any]) -> np.ndarray:
     """Give the marks of a cell's results, a row a seed."""

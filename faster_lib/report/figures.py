@@ -1,7 +1,7 @@
 """Figures of accuracy against cost, number of clips or time: one style, panels for reported and for measured points."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from faster_lib.flops import video_gmacs
 from faster_lib.models.aggregators import build_aggregator
 from faster_lib.models.faster import Schedule
-from faster_lib.report.tables import Results, Table, values
+from faster_lib.report.claims import Side
+from faster_lib.report.tables import Table
 from faster_lib.training.evaluation import Cell
 from faster_lib.training.features import FeaturePair
 
@@ -158,16 +159,15 @@ def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) 
 
 
 def measured_series(
-    name: str, pair: FeaturePair, cells: Sequence[Cell], measured: Results, labels: Sequence[str] = ()
+    name: str, pair: FeaturePair, cells: Sequence[Cell], percents: Mapping[Cell, Sequence[float]], labels: Sequence = ()
 ) -> Series:
-    """Turn measured cells into a series: cost in MFLOPs against the mean of video@1, with the spread over seeds."""
-    accuracies = [values(measured[cell], "video1") for cell in cells]
-    costs, means = [video_mflops(pair, *cell) for cell in cells], [mean(each) for each in accuracies]
-    return Series(name, costs, means, [spread_of(each) for each in accuracies], labels)
+    """Turn measured cells into a series: cost in MFLOPs against the mean of video@1, with the spread over runs."""
+    accuracies, costs = [percents[cell] for cell in cells], [video_mflops(pair, *cell) for cell in cells]
+    return Series(name, costs, [mean(each) for each in accuracies], [spread_of(each) for each in accuracies], labels)
 
 
 def spread_of(numbers: Sequence[float]) -> float:
-    """Give the standard deviation over seeds; 0 for a single value."""
+    """Give the standard deviation over runs; 0 for a single value."""
     return stdev(numbers) if len(numbers) > 1 else 0.0
 
 
@@ -181,11 +181,12 @@ def measured_title(pair: FeaturePair) -> str:
     return f"measured: {'real' if pair.profile.scene is None else 'generated'} videos, profile {pair.profile.name}"
 
 
-def caption_of(pair: FeaturePair, measured: Results) -> str:
-    """Say what is reported, what is measured, on how many videos and with how many seeds."""
-    videos = max(len(marks) for runs in measured.values() for marks in values(runs, "correct"))
-    seeds = max(len(runs) for runs in measured.values())
+def caption_of(pair: FeaturePair, sides: Collection[Side]) -> str:
+    """Say what is reported, what is measured, on how many videos and with how many trainings and seeds."""
+    marks = [each for side in sides for each in side.marks.values()]  # (seeds, videos) each
+    trainings, seeds, videos = max(len(side.marks) for side in sides), max(map(len, marks)), marks[0].shape[1]
     ours = f"ours, {videos} {measured_title(pair).removeprefix('measured: ')}"
-    bars = f"Bars are ± 1 standard deviation over seeds of stage 2 ({seeds}); intervals stand with the verdicts."
+    runs = f"trainings of the clip networks ({trainings}) and seeds of stage 2 ({seeds})"
+    bars = f"Bars are ± 1 standard deviation over {runs}; intervals stand with the verdicts."
     scales = "The two panels have scales of their own: their accuracies cannot be compared."
     return f"Left: the paper's accuracies on Kinetics-400. Right: {ours}.\n{bars}\n{scales}"

@@ -27,7 +27,7 @@ from faster_lib.store import write_whole
 from faster_lib.training.evaluation import Cell
 from faster_lib.training.features import FeaturePair
 
-COLUMNS = ("reported", "counted", "measured", "±", "seeds", "difference", "status")
+COLUMNS = ("reported", "counted", "measured", "±", "runs", "difference", "status")
 # As the paper writes the networks and the aggregators.
 NAMES = {"r2d_26": "R2D-26", "r2plus1d_50": "R(2+1)D-50", "r3d_50": "R3D-50"}
 NAMES |= {"avg_pool": "Avg. pool", "concat": "Concat", "lstm": "LSTM", "gru": "GRU", "fast_gru": "FAST-GRU"}
@@ -49,7 +49,7 @@ class Row:
     reported: paper.Reported | None = None  # the paper's cell, where it has one
     counted: float | None = None  # exact, at the paper's size where `reported` is given
     rounded: float | None = None  # `counted` under the rule by which the paper rounds; compared with `reported`
-    measured: Sequence[float] = ()  # one value for each seed, at the scale of the profile that is compared
+    measured: Sequence[float] = ()  # one value for each run (training and seed), at the scale of the profile
     note: str = ""  # replaces the status that follows from the numbers; a measured row then has no difference
 
 
@@ -86,7 +86,7 @@ def _align(numbers: pd.Series) -> pd.Series:
 
 
 def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str) -> Table:
-    """Put rows into the one form that all notebooks share; the mean and standard deviation are over seeds.
+    """Put rows into the one form that all notebooks share; the mean and standard deviation are over runs.
 
     A difference is given where both numbers are of the same thing: counted (rounded as printed) less reported, and
     measured less reported where the profile is of the paper's scale.
@@ -95,7 +95,7 @@ def compare(rows: Sequence[Row], *, profile: Profile, caption: str, command: str
     frame = pd.DataFrame(cells, columns=["quantity", "of", *COLUMNS]).set_index(["quantity", "of"])
     if frame.index.has_duplicates:
         raise ValueError(f"the row {frame.index[frame.index.duplicated()][0]} is there twice")
-    return Table(frame.astype({name: float for name in COLUMNS if name not in ("status", "seeds")}), caption, command)
+    return Table(frame.astype({name: float for name in COLUMNS if name not in ("status", "runs")}), caption, command)
 
 
 def _cells_of(row: Row, profile: Profile) -> tuple:
@@ -124,28 +124,21 @@ def command(notebook: str, **parameters: Any) -> str:
 
 
 def save(
-    stem: str,
-    figure: Figure | None,
-    table: Table,
-    *,
-    profile: str,
-    seeds: list[int],
-    seconds: float,
-    made: Sequence[str] = (),
-    folder: Path = FIGURES,
+    stem: str, figure: Figure | None, table: Table, *, made: Sequence[str] = (), folder: Path = FIGURES, **origin: Any
 ) -> None:
     """Write the figure as `<stem>.png` and `.svg`, and `<stem>.csv`, which begins with where its numbers come from.
 
     Args:
         made: by which commits, on what and when those results were made that come with the kit, as `made_of` says.
+        origin: the profile, the seeds and the seconds that it took.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if figure is not None:
         with plt.rc_context({"svg.hashsalt": stem}):
             figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
             figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-    about = {"caption": table.caption, "command": table.command, "profile": profile, "seeds": seeds}
-    about |= {"seconds": round(seconds), **({"shipped results": list(made)} if made else {})}
+    about = {"caption": table.caption, "command": table.command, **origin, "seconds": round(origin["seconds"])}
+    about |= {"shipped results": list(made)} if made else {}
     about |= {key: value for key, value in circumstances().items() if key != "finished"}
     lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in about.items()]
     write_whole(folder / f"{stem}.csv", ("".join(lines) + table.frame.to_csv()).encode())
