@@ -3,8 +3,8 @@
 A video's class is a pair (motion, context), and nothing else tells it:
 
 - *Motion* is the direction in which the actors move. In a share of the videos they show only as random flicker, which
-  a linear temporal filter, such as the first layer of R2D-26, cannot follow, and a network that rectifies first can. So
-  the expensive network is better at motion *by construction*; the kit says so wherever it reports that.
+  a linear filter over several frames cannot follow, and a network that rectifies single frames first can. R2D-26, whose
+  one temporal layer is its first, must learn filters of single frames for that: one training of it did, another not.
 - *Context*, a tint of the picture, shows in one short stretch of the video, so that no single clip tells the class.
 
 Each video draws how strong its tint is and how long its action; some are hardly legible to anybody.
