@@ -23,7 +23,8 @@ STUDY, KINETICS = load_profile("study_networks"), load_profile("tiny_kinetics")
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
 PAIR = ("r2plus1d_50", "r2d_26")
 NETWORKS = [(STUDY, name, L) for L in (8, 16, 32) for name in PAIR] + [(STUDY, "r3d_50", 8)]
-NETWORKS += [(load_profile("study_networks_1"), name, 8) for name in PAIR]
+NETWORKS += [(load_profile("study_networks_1"), name, L) for L in (8, 16) for name in PAIR]
+NETWORKS += [(load_profile("study_networks_2"), name, 8) for name in PAIR]
 OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
 # Every network and every L once, and every profile: two that grow from half of L, one on another set, one on a fold.
 TRIED = [(STUDY, "r3d_50", 8), (STUDY, "r2plus1d_50", 16), (STUDY, "r2d_26", 32)]
