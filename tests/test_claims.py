@@ -128,7 +128,7 @@ def three_trainings(tmp_path, monkeypatch):
     for path in PARAMS.glob("*.yaml"):
         (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     for n in (1, 2):
-        trained = f"base: study_networks\nbackbone_training:\n  seed: {n}\n"
+        trained = f"base: study_networks\nbackbone_training:\n  seed: {n + 10}\n"  # none that is shipped
         (tmp_path / f"study_networks_{n}.yaml").write_text(trained)
         (tmp_path / f"study_{n}.yaml").write_text(f"base: study\nnetworks:\n  trained_in: study_networks_{n}\n")
     load = partial(load_profile, folder=tmp_path)
