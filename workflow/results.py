@@ -41,17 +41,19 @@ def row_of(folder: Path) -> dict[str, Any]:
 def facts_of(record: Mapping[str, Any], L: int) -> dict[str, Any]:
     """Say what was measured, in words; networks and cost are blank where the profile trains others by now."""
     depends, name = record["depends"], record["profile"]
-    form, training = (depends["aggregator"], depends["schedule"], L), depends.get("training", {})
+    aggregator, schedule, training = depends["aggregator"], depends["schedule"], depends.get("training", {})
     fold, expensive = known_networks(name, L).get(tuple(depends["networks"]), (None, None))
     return {
         "profile": name,
         "fold": fold,
         "expensive": expensive,
-        **dict(zip(("aggregator", "schedule", "L"), form, strict=True)),
+        "aggregator": aggregator,
+        "schedule": schedule,
+        "L": L,
         "seed": depends.get("seed"),
         "learning_rate": training.get("learning_rate"),
         "epochs": training.get("epochs"),
-        "mflops": expensive and count_mflops(name, expensive, *form),
+        "mflops": expensive and count_mflops(name, expensive, aggregator, schedule, L),
     }
 
 

@@ -35,9 +35,14 @@ log = logging.getLogger(__name__)
 def pairs_of(profile: Profile, lengths: Sequence[int]) -> list[tuple[str, str, int]]:
     """List the pairs (expensive, cheap, L) to be shipped: the profile's at each L, and R3D-50 where it was before."""
     expensive, cheap = profile.networks.expensive, profile.networks.cheap
-    before = " ".join(about["command"] for about in read_manifest().values() if about["profile"] == profile.name)
+    before = " ".join(shipped_commands(profile))
     others = [("r3d_50", cheap, L) for L in lengths if f" r3d_50 -L {L} " in before]
     return [*others, *((expensive, cheap, L) for L in lengths)]
+
+
+def shipped_commands(profile: Profile) -> list[str]:
+    """Give the commands that made a profile's shipped networks."""
+    return [about["command"] for about in read_manifest().values() if about["profile"] == profile.name]
 
 
 def trained_in(profile: Profile) -> Profile:
@@ -60,8 +65,7 @@ def training_command(profile: Profile, network: str, clip_frames: int, folder: s
 
 def shipped_lengths(profile: Profile) -> list[int]:
     """Give the clip lengths L for which a profile has shipped networks; those of the paper where it has none."""
-    name = trained_in(profile).name
-    commands = [about["command"] for about in read_manifest().values() if about["profile"] == name]
+    commands = shipped_commands(trained_in(profile))
     return sorted({int(command.split(" -L ")[1].split()[0]) for command in commands}) or [8, 16, 32]
 
 
