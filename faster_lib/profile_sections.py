@@ -127,17 +127,12 @@ class BackboneTraining(Optimisation):
     batch_frames: PositiveInt  # of all clips of a batch together, whatever L
     most_batch_clips: PositiveInt  # where so many frames would be more clips
     iterations: PositiveInt
-    # Where given, a network for L > 8 starts from the one for half of L, and is trained so long, at that rate.
-    grown_iterations: PositiveInt | None = None
-    grown_learning_rate: PositiveFloat | None = None
+    # The profile from whose network for L = 8 this one's for L = 8 and 16 go on; that for L = 32 does from L = 16.
+    grown_from: str | None = None
     # Where given, the classifier and so many layers before it learn alone; null: all layers do.
     learned_layers: NonNegativeInt | None = None
     clips_per_video: PositiveInt
     seed: int
-
-    def _rules(self) -> Rules:
-        grown = (self.grown_iterations, self.grown_learning_rate)
-        yield grown.count(None) == 1, f"grown_iterations and grown_learning_rate are {grown}; give both or none"
 
 
 class Tuned(Section):
@@ -212,6 +207,8 @@ class Profile(Section):
         starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
         fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
         yield self.pretraining is not None and any(starts.values()), fault
+        both = self.pretraining, self.backbone_training.grown_from
+        yield None not in both, f"pretraining and backbone_training.grown_from are {both}; leave one of the two null"
         if scene is not None:
             fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
             yield scene.frames != data.video_frames, fault

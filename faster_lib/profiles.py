@@ -19,6 +19,7 @@ from faster_lib.profile_sections import Profile, Section
 _NETWORKS = tuple(("networks", key) for key in ("expensive", "cheap", "width"))
 _LINKS = {
     ("networks", "trained_in"): (*_NETWORKS, ("data", "num_classes")),
+    ("backbone_training", "grown_from"): (*_NETWORKS, ("data", "num_classes")),
     ("pretraining", "profile"): (*_NETWORKS, ("networks", "reduction"), ("data", "video_frames")),
 }
 

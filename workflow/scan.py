@@ -20,7 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from faster_lib.data.index import as_csv, from_csv, parse_file
 from faster_lib.data.video import DECODER, File, PyAVDecoder, VideoError, VideoReader, look_at, probe_video
-from faster_lib.store import naming, write_whole
+from faster_lib.store import write_whole
 from faster_lib.workers import progress
 from workflow.lists import name_in
 
@@ -56,9 +56,17 @@ def scan(
             sizes = {path: stat.st_size for path, stat in todo.items()}
             for path, found[path] in _read_files(sizes, workers, limit_seconds):
                 if not found[path].problem.startswith("unread"):
-                    with naming(memory), memory.open("ab") as rows:
-                        rows.write(_row(name_in(root, path), todo[path].st_mtime_ns, found[path]))
+                    _append(memory, _row(name_in(root, path), todo[path].st_mtime_ns, found[path]))
     return found
+
+
+def _append(memory: Path, row: bytes) -> None:
+    """Add a row to the memory; an error of the system, as of a full disk, names it."""
+    try:
+        with memory.open("ab") as rows:
+            rows.write(row)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(memory)) from error
 
 
 def _row(name: str, modified_ns: int, file: File) -> bytes:

@@ -101,10 +101,17 @@ def find_sides(pair: FeaturePair, cells: Iterable[Cell], *, seeds: Sequence[int]
     return {cell: side for cell, side in sides.items() if side.marks}
 
 
+def shared(sides: Iterable[Side]) -> list[Side]:
+    """Leave to several conditions, such as ratios or lengths, those trainings that all of them have."""
+    sides = list(sides)
+    names = [name for name in sides[0].marks if all(name in side.marks for side in sides)]
+    return [replace(side, marks={name: side.marks[name] for name in names}) for side in sides]
+
+
 def average(sides: Sequence[Side], weights: Sequence[float] | None = None) -> Side:
-    """Average several conditions, such as ratios, over the trainings that have them all."""
-    shared = [name for name in sides[0].marks if all(name in side.marks for side in sides)]
-    marks = {name: np.average([side.marks[name] for side in sides], axis=0, weights=weights) for name in shared}
+    """Average several conditions over the trainings that have them all."""
+    sides = shared(sides)
+    marks = {k: np.average([each.marks[k] for each in sides], axis=0, weights=weights) for k in sides[0].marks}
     return replace(sides[0], marks=marks)
 
 

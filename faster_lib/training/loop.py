@@ -31,7 +31,7 @@ FIRST_LOSSES = 5  # kept with a network, so that a second training can be compar
 
 def training_facts(settings: Optimisation, engine: Engine) -> dict[str, Any]:
     """Give those settings of a stage on which its results depend, as plain JSON for a key."""
-    not_facts = {"checkpoint_iterations", "grown_iterations", "grown_learning_rate", "tuning", "tuned"}
+    not_facts = {"checkpoint_iterations", "grown_from", "tuning", "tuned"}
     not_facts |= {"learned_layers"} if getattr(settings, "learned_layers", None) is None else set()
     return {**settings.model_dump(mode="json", exclude=not_facts), "engine": engine.model_dump()}
 

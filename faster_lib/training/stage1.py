@@ -42,9 +42,8 @@ class TrainedBackbone:
     name: str
     clip_frames: int
     entry: Entry
-    settings: BackboneTraining  # the profile's, or those for a network that is grown from a shorter one
     pretrained: "TrainedBackbone | None" = None  # the one that it starts from
-    is_grown: bool = False  # with its classifier, as a network for half of L does
+    is_grown: bool = False  # with its classifier, on the same videos
 
     @cached_property
     def network(self) -> ClipNetwork:
@@ -69,12 +68,11 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
     if profile.networks.trained_in is not None:
         return name_backbone(load_profile(profile.networks.trained_in), name, clip_frames, runs=runs)
     settings: BackboneTraining = profile.backbone_training
-    first = profile.pretraining and load_profile(profile.pretraining.profile)
-    before = first and name_backbone(first, name, clip_frames, runs=runs)
-    if is_grown := settings.grown_iterations is not None and clip_frames > CLIP_FRAMES_MULTIPLE:
-        before = name_backbone(profile, name, clip_frames // 2, runs=runs)
-        grown = {"iterations": settings.grown_iterations, "learning_rate": settings.grown_learning_rate}
-        settings = settings.model_copy(update=grown)
+    first, length = profile.pretraining and load_profile(profile.pretraining.profile), clip_frames
+    if is_grown := settings.grown_from is not None:
+        length = max(clip_frames // 2, CLIP_FRAMES_MULTIPLE)
+        first = load_profile(settings.grown_from) if length == CLIP_FRAMES_MULTIPLE else profile
+    before = first and name_backbone(first, name, length, runs=runs)
     depends = {
         "recipe": RECIPE_STAGE_1,
         "network": name,
@@ -88,7 +86,7 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         "pretrained": before and before.entry.key,
     }
     entry = Entry(profile.name, "networks", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
-    return TrainedBackbone(profile, name, clip_frames, entry, settings, before, is_grown)
+    return TrainedBackbone(profile, name, clip_frames, entry, before, is_grown)
 
 
 def start_of(profile: Profile, name: str) -> str | None:
@@ -121,7 +119,7 @@ def train_backbone(
     """Train a clip network (stage 1), unless it is trained or shipped.
 
     The training starts from the weights that the profile names for this network, from the network of the profile that
-    it is pre-trained in, all but the classifier, from the one for half of L where it grows, or from nothing. An
+    it is pre-trained in, all but the classifier, from the one that it grows from, or from nothing. An
     interrupted one goes on from its last checkpoint and ends in the same weights. Convolutions and the classifier are
     kept in half precision.
 
@@ -129,7 +127,7 @@ def train_backbone(
     """
     trained = name_backbone(profile, name, clip_frames, runs=runs)
     path, profile = trained.entry.path, trained.profile
-    if (before := trained.pretrained) is not None:
+    if (before := trained.pretrained) is not None and not trained.is_grown:  # stage 2 goes on from its units too
         train_backbone(before.profile, name, before.clip_frames, runs=runs)
 
     def make() -> dict[str, Any]:
@@ -137,6 +135,8 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
+            if trained.is_grown:
+                train_backbone(before.profile, name, before.clip_frames, runs=runs)
             videos = load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
             if profile.scene is None and not find_checkpoints(path):
                 fold = f"split {profile.backbone_training.split}, fold {profile.data.fold}"
@@ -163,7 +163,7 @@ def _compact(value: torch.Tensor) -> torch.Tensor:
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
     profile, clip_frames = trained.profile, trained.clip_frames
-    settings: BackboneTraining = trained.settings
+    settings: BackboneTraining = profile.backbone_training
     network = build_network(profile, trained.name)
     if not trained.is_grown and (weights := start_of(profile, trained.name)) is not None:
         load_weights(network, weights)
