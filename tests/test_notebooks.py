@@ -87,7 +87,7 @@ SMALL = {
     "07_sota": ({"s3d_frames": 16}, "s3d16.png"),
     "09_what_it_costs": ({"profile": "smoke", "L": 8}, "smoke_L8.png smoke_L8_bytes.csv"),
     "10_why_fast_gru": (
-        {"profile": "smoke", "videos": [8, 16], "seeds": [0], "steps": 2},
+        {"profile": "smoke", "clip_networks": "", "videos": [8, 16], "seeds": [0], "steps": 2},
         "smoke.png smoke_claims.csv smoke_gates.png",
     ),
 }

@@ -175,6 +175,10 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
             {"pretraining": {"profile": "smoke"}, "networks__cheap_weights": "a.pth"},
             "'cheap_weights': 'a.pth'}, but pretraining gives both networks",
         ),
+        (
+            {"pretraining": {"profile": "smoke"}, "backbone_training__grown_from": "smoke"},
+            "grown_from are (Pretraining(profile='smoke'), 'smoke'); leave one of the two null",
+        ),
     ],
     ids=lambda value: ",".join(value) + "=" + ",".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
