@@ -79,8 +79,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", is_compiled: b
         header = json.loads(content[8 : -len(_body(content)) or None])["__metadata__"]
         version = {FORMAT: int(header["version"])}[header["format"]]
     except (struct.error, ValueError, KeyError, TypeError):
-        fault = f"{path} is no model file of this kit, or its beginning is damaged; save_model writes one"
-        raise ValueError(fault) from None
+        raise ValueError(f"{path} is no model file of this kit, or its beginning is damaged; copy it anew") from None
     if version > VERSION:
         raise ValueError(f"{path} has format {version}, this kit reads up to {VERSION}; install a newer one")
     if hashlib.sha256(_body(content) + header["about"].encode()).hexdigest() != header["sha256"]:
@@ -208,8 +207,7 @@ class Stream:
         try:
             for number, frame in enumerate(map(torch.as_tensor, self.frames)):
                 if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != torch.uint8:
-                    fault = f"frame {number} is {frame.dtype} {tuple(frame.shape)}; it must be uint8 (H, W, 3)"
-                    raise ValueError(fault)
+                    raise ValueError(f"frame {number} is {frame.dtype} {(*frame.shape,)}; it must be uint8 (H, W, 3)")
                 self._put((number, cut_frames(frame[None], draw_cut(frame.shape[:2], self.model.about))), self.is_live)
                 if self._is_over:
                     return

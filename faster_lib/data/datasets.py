@@ -4,12 +4,14 @@ A clip is L consecutive frames; a video shorter than a clip is looped. Everythin
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch.utils.data import Dataset
 
@@ -112,7 +114,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RandomClips(Dataset):
-    """Random clips of a video, asked for as (epoch, place).
+    """Random clips of a video, asked for as (epoch, place); decoded frames are kept where memory has room for all.
 
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
@@ -124,10 +126,21 @@ class RandomClips(Dataset):
     clip_frames: int
     clips_per_video: int
     seed: int
+    _kept: dict[int, VideoReader] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def _has_room(self) -> bool:
+        files = [video.file or File(2**63, 1, 1, 1) for video in self.videos.videos]  # one that nobody has looked at
+        needed = sum(3 * file.frames * file.width_px * file.height_px for file in files)
+        return needed < psutil.virtual_memory().available / 4
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
-        video, generator = self.videos.videos[draw[1]], generator_for(self.seed, *draw)
-        reader = video.open()
+        (epoch, place), generator = draw, generator_for(self.seed, *draw)
+        video = self.videos.videos[place]
+        reader = self._kept.get(place) or video.open()
+        if epoch and self._has_room and place not in self._kept:  # it has come before, and will again
+            with suppress(VideoError):
+                self._kept[place] = reader.hold()
         views = [draw_view(reader, self.data, self.clip_frames, 1, generator) for _ in range(self.clips_per_video)]
         return Item(read_views(reader, views).movedim(-1, 1), video.target)
 

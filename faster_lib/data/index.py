@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from faster_lib.data.datasets import Census, Video, VideoList
 from faster_lib.data.synthetic import CLASSES, RECIPE, Planned, plan_videos, write_planned
-from faster_lib.data.video import DECODERS, File
+from faster_lib.data.video import DECODERS, File, VideoError
 from faster_lib.paths import DATA, RUNS
 from faster_lib.profiles import Profile
 from faster_lib.store import REMEDY, Entry, has_hash, hash_of, read_hash, remembered, write_whole
@@ -165,3 +165,19 @@ def _check_share(census: Census, most_share: float, where: str, is_training: boo
         raise ValueError(f"{said}. data.most_unreadable_share is {most_share}: mend the set, or raise it")
     if unreadable:
         _warn_once("%s; they are left out", said)
+
+
+def check_skipped(
+    skipped: Sequence[tuple[int, str]], so_far: dict[str, str], videos: VideoList, most_share: float
+) -> None:
+    """Note the videos that could not be read though the index says so, and log each once.
+
+    Raises: VideoError if these and those that the index knows are more than `most_share` of all.
+    """
+    for place, reason in skipped:
+        if so_far.setdefault(str(videos.videos[place].path), reason) is reason:
+            log.warning("skipped: %s", reason)
+    census, last = videos.census, [*so_far.values()][-1]
+    if (unreadable := len(so_far) + census.missing + census.corrupt) > most_share * census.expected:
+        of = f"{unreadable} of {census.expected} videos cannot be read, more than data.most_unreadable_share, which is"
+        raise VideoError(f"{of} {most_share}; the last: {last}")

@@ -12,6 +12,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch  # before decord: loaded after it, PyTorch's convolutions crash
@@ -99,6 +100,12 @@ class VideoReader:
         except Exception as error:
             where = f"{self.path}: cannot decode frames {min(indices)} to {max(indices)} of {len(self)}"
             raise VideoError(f"{where} ({first_line(error)}); the file may be truncated") from error
+
+    def hold(self) -> "VideoReader":
+        """Decode the whole video now, to read from memory from then on; raises VideoError if a frame fails."""
+        frames = self.read(range(len(self)))
+        self._decoder = SimpleNamespace(length=len(frames), read=lambda indices: frames[indices])
+        return self
 
 
 class _Decord:

@@ -102,10 +102,9 @@ class ShardReader:
         numbers = torch.bucketize(videos, self.stops, right=True)
         for number in numbers.unique().tolist():
             shard, rows = self.shards[number], (numbers == number).nonzero().flatten()
-            places = (videos[rows] - shard.videos.start, views[rows])
-            with safe_open(shard.path, "pt") as file:
-                maps = file.get_tensor("features")  # mapped: only what is taken from it is read
-                found[rows] = maps[places[0][:, None], places[1][:, None], clips[rows]]
+            inside = videos[rows, None] - shard.videos.start
+            with safe_open(shard.path, "pt") as file:  # mapped: only what is taken from it is read
+                found[rows] = file.get_tensor("features")[inside, views[rows, None], clips[rows]]
         return found
 
 
@@ -114,8 +113,6 @@ def check_disk(folder: Path, sizes: Sequence[Sequence[int]]) -> None:
     needed, free = sum(map(math.prod, sizes)), shutil.disk_usage(folder).free
     if needed > free:
         products = " + ".join(" × ".join(map(str, size)) for size in sizes)
-        raise OSError(
-            f"the feature maps need {needed:,} bytes ({products}: videos × views × clips × channels × frames × rows × "
-            f"columns × bytes), but {free:,} are free in {folder}; set FASTER_RUNS to a larger disk, or write "
-            "loading.features: on_the_fly in the profile, which stores none"
-        )
+        products += ": videos × views × clips × channels × frames × rows × columns × bytes"
+        remedy = "set FASTER_RUNS to a larger disk, or write loading.features: on_the_fly, which stores none"
+        raise OSError(f"feature maps need {needed:,} bytes ({products}), but {free:,} are free in {folder}; {remedy}")

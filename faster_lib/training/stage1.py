@@ -1,7 +1,6 @@
 """Stage 1: a clip network learns on random clips."""
 
 import copy
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from faster_lib.data.datasets import Batch, RandomClips, VideoList, draw_epochs
-from faster_lib.data.index import clips_key_facts, folder_of, load_videos, videos_key
-from faster_lib.data.video import VideoError
+from faster_lib.data.index import check_skipped, clips_key_facts, folder_of, load_videos, videos_key
 from faster_lib.inference import keep_freed_memory
 from faster_lib.models.backbones import ClipNetwork, build_backbone, load_weights
 from faster_lib.models.clips import CLIP_FRAMES_MULTIPLE, check_clip_frames, normalise
@@ -29,8 +27,6 @@ from faster_lib.training.loop import Task, run_training, training_facts
 from faster_lib.training.ranks import complete_together, find_ranks, limited_threads, seeded
 from faster_lib.workers import count_cores, load_ahead
 
-log = logging.getLogger(__name__)
-
 RECIPE_STAGE_1 = 4  # raised whenever the same profile would train another network
 
 
@@ -43,7 +39,6 @@ class TrainedBackbone:
     clip_frames: int
     entry: Entry
     pretrained: "TrainedBackbone | None" = None  # the one that it starts from
-    is_grown: bool = False  # with its classifier, on the same videos
 
     @cached_property
     def network(self) -> ClipNetwork:
@@ -69,7 +64,7 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         return name_backbone(load_profile(profile.networks.trained_in), name, clip_frames, runs=runs)
     settings: BackboneTraining = profile.backbone_training
     first, length = profile.pretraining and load_profile(profile.pretraining.profile), clip_frames
-    if is_grown := settings.grown_from is not None:
+    if settings.grown_from is not None:
         length = max(clip_frames // 2, CLIP_FRAMES_MULTIPLE)
         first = load_profile(settings.grown_from) if length == CLIP_FRAMES_MULTIPLE else profile
     before = first and name_backbone(first, name, length, runs=runs)
@@ -82,20 +77,20 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
         "training": training_facts(settings, profile.engine),
         "videos": videos_key(profile, profile.backbone_training.split, runs=runs),
         "clips": clips_key_facts(profile),
-        "start": None if is_grown else _start_facts(start_of(profile, name)),
+        "start": _start_facts(start_of(profile, name)),
         "pretrained": before and before.entry.key,
     }
     entry = Entry(profile.name, "networks", f"{name.replace('/', '-')}-L{clip_frames}", depends, runs)
-    return TrainedBackbone(profile, name, clip_frames, entry, before, is_grown)
+    return TrainedBackbone(profile, name, clip_frames, entry, before)
 
 
 def start_of(profile: Profile, name: str) -> str | None:
-    """Give the weights from which a network's training starts: a file, torchvision's name for some, or None.
+    """Give the weights from which a network's training starts: a file, a publisher's name, or None if it grows.
 
     A relative file lies in `data/`, or in the folder that `FASTER_DATA` names.
     """
-    pair = profile.networks
-    weights = {pair.cheap: pair.cheap_weights, pair.expensive: pair.expensive_weights}.get(name)
+    pair, is_grown = profile.networks, profile.backbone_training.grown_from is not None
+    weights = None if is_grown else {pair.cheap: pair.cheap_weights, pair.expensive: pair.expensive_weights}.get(name)
     return str(folder_of(weights)) if weights is not None and is_weight_file(weights) else weights
 
 
@@ -126,8 +121,9 @@ def train_backbone(
     Source: FASTER, "Setups for clip-level backbones": random clips of L consecutive frames, cosine schedule.
     """
     trained = name_backbone(profile, name, clip_frames, runs=runs)
-    path, profile = trained.entry.path, trained.profile
-    if (before := trained.pretrained) is not None and not trained.is_grown:  # stage 2 goes on from its units too
+    path, profile, before = trained.entry.path, trained.profile, trained.pretrained
+    is_grown = profile.backbone_training.grown_from is not None
+    if before is not None and not is_grown:  # stage 2 goes on from its units too
         train_backbone(before.profile, name, before.clip_frames, runs=runs)
 
     def make() -> dict[str, Any]:
@@ -135,7 +131,7 @@ def train_backbone(
             content, about = found
             measures = {**about["measures"], "shipped": True}
         else:
-            if trained.is_grown:
+            if is_grown:
                 train_backbone(before.profile, name, before.clip_frames, runs=runs)
             videos = load_videos(profile, profile.backbone_training.split, runs=runs, is_training=True)
             if profile.scene is None and not find_checkpoints(path):
@@ -165,11 +161,11 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
     profile, clip_frames = trained.profile, trained.clip_frames
     settings: BackboneTraining = profile.backbone_training
     network = build_network(profile, trained.name)
-    if not trained.is_grown and (weights := start_of(profile, trained.name)) is not None:
+    if (weights := start_of(profile, trained.name)) is not None:
         load_weights(network, weights)
     if trained.pretrained is not None:
         before = trained.pretrained.network.state_dict()
-        kept = {key: value for key, value in before.items() if trained.is_grown or not key.startswith("classifier.")}
+        kept = {k: value for k, value in before.items() if settings.grown_from or not k.startswith("classifier.")}
         network.load_state_dict(kept, strict=False)
     if settings.learned_layers is not None:
         network.learn_last(settings.learned_layers)
@@ -211,25 +207,6 @@ def _compute(network: nn.Module, batch: Batch, profile: Profile, clip_frames: in
     return network(clips.contiguous(memory_format=torch.channels_last_3d)), targets
 
 
-def check_skipped(
-    skipped: Sequence[tuple[int, str]], so_far: dict[str, str], videos: VideoList, most_share: float
-) -> None:
-    """Note the videos that could not be read though the index says so, and log each once.
-
-    Raises: VideoError if these and those that the index knows are more than `most_share` of all.
-    """
-    for index, reason in skipped:
-        if so_far.setdefault(str(videos.videos[index].path), reason) is reason:
-            log.warning("skipped: %s", reason)
-    census = videos.census
-    unreadable = len(so_far) + census.missing + census.corrupt
-    if unreadable > most_share * census.expected:
-        raise VideoError(
-            f"{unreadable} of {census.expected} videos cannot be read, more than data.most_unreadable_share, "
-            f"which is {most_share}; the last: {list(so_far.values())[-1]}"
-        )
-
-
 def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
     """Give the number of videos whose clips of L frames fill a batch of stage 1.
 
@@ -237,9 +214,7 @@ def count_batch_videos(settings: BackboneTraining, clip_frames: int) -> int:
     """
     clips = min(settings.batch_frames // clip_frames, settings.most_batch_clips)
     if clips < settings.clips_per_video:
-        raise ValueError(
-            f"a batch holds {clips} clips of L = {clip_frames} frames (batch_frames is {settings.batch_frames}, "
-            f"most_batch_clips is {settings.most_batch_clips}), but clips_per_video is {settings.clips_per_video}; "
-            "raise what keeps a batch below that in backbone_training"
-        )
+        limits = f"batch_frames is {settings.batch_frames}, most_batch_clips is {settings.most_batch_clips}"
+        fault = f"a batch holds {clips} clips of L = {clip_frames} frames ({limits}), but clips_per_video is"
+        raise ValueError(f"{fault} {settings.clips_per_video}; raise what keeps a batch below that")
     return clips // settings.clips_per_video
