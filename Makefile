@@ -26,11 +26,13 @@ venv: $(STAMP)  ## make .venv with $PYTHON and install the kit into it
 
 # The stamp goes first and comes back last, so a failed install is never taken for a good one.
 # pip is the last thing `python -m venv` makes: where it is missing, .venv is missing or half made.
+# pip compiles modules by one core, compileall by all; of those that it cannot, such as templates, the log tells.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("The kit needs Python 3.11 or newer, but $(PYTHON) is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.11" % v)'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --no-compile -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib > .venv/compileall.log || true
 	@touch $@
 
 reproduce: $(STAMP)  ## run the ratio study (Table 4) with $L and $PROFILE into $OUT

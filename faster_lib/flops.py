@@ -135,7 +135,7 @@ def video_gmacs(
     check_clip_frames(L)
     check_whole("size_px", size_px)
     schedule, networks, step = Schedule(schedule), {"E": expensive, "C": cheap}, 0
-    clip = {letter: _count_clip(networks[letter], L, size_px) for letter in sorted(set(schedule))}
+    clip = {k: _count_clip(networks[k], repr(networks[k]), L, size_px) for k in sorted(set(schedule))}
     if aggregator is not None:
         reference = _shaped(expensive)
         channels, size = reference.channels, reference.feature_size((L, size_px, size_px))
@@ -154,15 +154,10 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     return count_macs(aggregator, (feature, aggregator.start(feature)))
 
 
-def _count_clip(network: Part, L: int, size_px: int) -> int:
-    if isinstance(network, str):
-        return _count_named_clip(network, L, size_px)
-    return count_macs(network, torch.zeros(1, 3, L, size_px, size_px))
-
-
-@functools.cache
-def _count_named_clip(name: str, L: int, size_px: int) -> int:
-    return count_macs(_shaped(name), torch.zeros(1, 3, L, size_px, size_px, device="meta"))
+@functools.lru_cache(16)  # a study asks for the same networks at each of its points; altered ones look different
+def _count_clip(network: Part, look: str, L: int, size_px: int) -> int:
+    device = "meta" if isinstance(network, str) else "cpu"
+    return count_macs(_shaped(network), torch.zeros(1, 3, L, size_px, size_px, device=device))
 
 
 def _shaped(part: Part, *channels: int) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # Student's t: of scipy.stats, which takes a second to import
 
 from faster_lib.data.index import videos_key
 from faster_lib.paths import PARAMS
@@ -144,8 +144,7 @@ def judge(statement: str, source: str, first: Sequence[Side], second: Sequence[S
     pairs = [(one.marks[name], other.marks[name]) for name in one.marks if name in other.marks]
     seeds = min((len(marks) for marks in sum(pairs, ()) if len(marks) > 1), default=1)  # averaging has none
     gain = 100 * np.array([a[:seeds] - b[:seeds] for a, b in pairs])  # (trainings, seeds, videos)
-    units = {"training": len(gain), "seed": seeds, "video": gain.shape[-1]}
-    units = units if one.learns or other.learns else {**units, "seed": 0}
+    units = {"training": len(gain), "seed": seeds if one.learns or other.learns else 0, "video": gain.shape[-1]}
     return conclude(statement, source, gain.mean(), spreads_of(gain), units, margin)
 
 
@@ -171,9 +170,9 @@ def conclude(
     """Make a claim of a difference whose variance is known in these ways, each from so many units."""
     half, p = 0.0, 0.0
     for variance, number in spreads:
-        half = max(half, student.isf(0.025, number - 1) * math.sqrt(variance))
+        half = max(half, -stdtrit(number - 1, 0.025) * math.sqrt(variance))
         far = abs(difference + margin) / math.sqrt(variance) if variance else math.inf
-        p = max(p, 2 * student.sf(far, number - 1))
+        p = max(p, 2 * stdtr(number - 1, -far))
     numbers = round(float(difference), 2), round(float(half), 2)
     claim = Claim(statement, source, *numbers, {unit: n for unit, n in units.items() if n}, margin)
     return claim if claim.verdict.startswith("undecided: ") else replace(claim, p=float(f"{p:.2g}"))
