@@ -17,7 +17,7 @@ from faster_lib.paths import WEIGHTS
 from faster_lib.profiles import Profile, load_profile
 from faster_lib.store import read_manifest
 from faster_lib.training import loop, stage1
-from workflow import ship, train
+from workflow import factors, ship, train
 
 FIRST, STUDY, KINETICS = map(load_profile, ("study_first", "study_networks", "tiny_kinetics"))
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
@@ -133,3 +133,13 @@ def test_weights_that_differ_are_reported_with_the_largest_difference(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(save({"w": torch.tensor([1.0, 2.0])}))
     said = ship.compare_weights(save({"w": torch.tensor([1.0, 2.5])}), tmp_path / "a.safetensors")
     assert said == "differs from the shipped one, by at most 0.5 in a weight"
+
+
+def test_the_parts_of_a_class_are_counted_by_themselves():
+    labels = sorted(CLASSES)
+    said = [("up_red", "up_red"), ("up_red", "down_blue"), ("left_red", "left_green")]  # by two clips of each video
+    true = torch.tensor([labels.index(label) for label in ("up_red", "up_blue", "left_green")])
+    logits = torch.tensor([[[float(label == each) for label in labels] for each in video] for video in said])
+    logits[:, 1] *= 3  # the second clip is the surer one
+    shares = factors.factor_percents(logits, true)
+    assert shares == pytest.approx({"clip@1": 50.0, "video@1": 200 / 3, "motion": 200 / 3, "tint": 100.0})

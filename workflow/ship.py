@@ -122,14 +122,20 @@ def _run(command: str) -> None:
 
 
 @torch.inference_mode()
-def clip_percent(pair: FeaturePair, letter: str, split: str) -> float:
-    """Give the share of single clips, 0 to 100, that the expensive (E) or cheap (C) network classifies right."""
+def score_clips(pair: FeaturePair, letter: str, split: str) -> torch.Tensor:
+    """Give the logits of every clip by the expensive (E) or cheap (C) network: (videos, N, num_classes)."""
     features, num_clips = pair.open(split), pair.num_clips
     network = {"E": pair.expensive, "C": pair.cheap}[letter].network
     videos = torch.arange(len(features.targets)).split(1)
     each = ((video, 0 * video, torch.arange(num_clips)[None]) for video in videos)
-    logits = [network.classify(torch.cat(maps)) for (maps,) in features.read_each(each, [Schedule(letter * num_clips)])]
-    return accuracy_percent(torch.cat(logits), features.targets.repeat_interleave(num_clips))
+    maps = features.read_each(each, [Schedule(letter * num_clips)])
+    return torch.stack([network.classify(torch.cat(of_video)) for (of_video,) in maps])
+
+
+def clip_percent(pair: FeaturePair, letter: str, split: str) -> float:
+    """Give the share of single clips, 0 to 100, that the expensive (E) or cheap (C) network classifies right."""
+    logits = score_clips(pair, letter, split)
+    return accuracy_percent(logits.flatten(0, 1), pair.open(split).targets.repeat_interleave(pair.num_clips))
 
 
 def _measure(profile: Profile, pairs: Sequence[tuple[str, str, int]], runs: Path) -> dict[tuple[str, int], dict]:
