@@ -92,6 +92,7 @@ class Networks(Section):
     cheap: str
     cheap_weights: str | None = None  # likewise
     trained_in: str | None = None  # another profile, whose trained networks serve here as they are
+    pretrained_in: str | None = None  # another profile, from whose networks and recurrent units both stages go on
     width: PositiveFloat
     reduction: PositiveInt
 
@@ -99,12 +100,8 @@ class Networks(Section):
         starts = self.model_dump(include={"expensive_weights", "cheap_weights"})
         fault = f"expensive and cheap are both {self.cheap!r}, but {starts}; one network has one start"
         yield self.expensive == self.cheap and len({*starts.values()}) > 1, fault
-
-
-class Pretraining(Section):
-    """What both stages start from: the networks and the recurrent unit of another profile."""
-
-    profile: str
+        fault = f"{starts} stand beside pretrained_in, which gives both networks; leave one of the two null"
+        yield self.pretrained_in is not None and any(starts.values()), fault
 
 
 class Optimisation(Section):
@@ -182,7 +179,6 @@ class Profile(Section):
     data: Data
     scene: Scene | None
     networks: Networks
-    pretraining: Pretraining | None = None
     backbone_training: BackboneTraining
     aggregator_training: AggregatorTraining
     engine: Engine
@@ -204,11 +200,9 @@ class Profile(Section):
         data, scene = self.data, self.scene
         rule = "a scene section" if scene is None else "no scene (scene: null)"
         yield (scene is None) != (data.source != "generated"), f"{data.source} videos need {rule}"
-        starts = self.networks.model_dump(include={"expensive_weights", "cheap_weights"})
-        fault = f"networks has {starts}, but pretraining gives both networks; leave one of the two null"
-        yield self.pretraining is not None and any(starts.values()), fault
-        both = self.pretraining, self.backbone_training.grown_from
-        yield None not in both, f"pretraining and backbone_training.grown_from are {both}; leave one of the two null"
+        both = self.networks.pretrained_in, self.backbone_training.grown_from
+        fault = f"networks.pretrained_in and backbone_training.grown_from are {both}; leave one of the two null"
+        yield None not in both, fault
         if scene is not None:
             fault = f"scene.frames is {scene.frames}, but data.video_frames is {data.video_frames}"
             yield scene.frames != data.video_frames, fault

@@ -20,7 +20,7 @@ _NETWORKS = tuple(("networks", key) for key in ("expensive", "cheap", "width"))
 _LINKS = {
     ("networks", "trained_in"): (*_NETWORKS, ("data", "num_classes")),
     ("backbone_training", "grown_from"): (*_NETWORKS, ("data", "num_classes")),
-    ("pretraining", "profile"): (*_NETWORKS, ("networks", "reduction"), ("data", "video_frames")),
+    ("networks", "pretrained_in"): (*_NETWORKS, ("networks", "reduction"), ("data", "video_frames")),
 }
 
 
@@ -57,7 +57,7 @@ def _load(name: str, files: dict[str, tuple], where: str = "", above: tuple[str,
     profile = parse_profile({"name": name, **content}, source=files[name][1], origins=origins)
     values = profile.model_dump()
     for link, keys in _LINKS.items():
-        if (other := (values[link[0]] or {}).get(link[1])) is not None:
+        if (other := values[link[0]][link[1]]) is not None:
             where = f"{origins.get(link)}: {'.'.join(link)} is {other!r}"
             first = _load(other, files, where, (*above, name)).model_dump()
             for section, key in keys:

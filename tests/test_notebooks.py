@@ -140,7 +140,7 @@ def test_the_ratio_study_reuses_its_results_and_the_others_run_after_it_and_leav
         ("05_runtime", {"L": 24}, "L is 24.*256 frames"),
         ("06_generalization", {"profile": "tinny"}, "unknown profile 'tinny'"),
         ("07_sota", {"s3d_frames": 8}, r"s3d_frames is \[8\]"),
-        ("08_transfer", {"profile": "tiny"}, "'tiny' has no pretraining; choose one that has, such as tiny_ucf101"),
+        ("08_transfer", {"profile": "tiny"}, "'tiny' has no pretrained_in; choose one that has, such as tiny_ucf101"),
         ("08_transfer", {"folds": [4]}, "fold is 4"),
         ("08_transfer", {"epochs": [0]}, r"epochs is \[0\]"),
         ("09_what_it_costs", {"utilisation": 1.5}, "utilisation 1.5"),

@@ -88,8 +88,8 @@ def test_bases_form_a_chain_of_which_each_changes_some_keys_and_null_drops_a_sec
         ({"a": "base: 3\n"}, "params/a.yaml: base is 3: unknown profile 3"),
         ({"a": "base: a\n"}, "params/a.yaml: base is 'a', which leads back to 'a'"),
         (
-            {"a": "base: b\n", "b": "base: tiny\npretraining: {profile: none}\n"},
-            "params/b.yaml: pretraining.profile is 'none': unknown profile 'none'",
+            {"a": "base: b\n", "b": "base: tiny\nnetworks: {pretrained_in: none}\n"},
+            "params/b.yaml: networks.pretrained_in is 'none': unknown profile 'none'",
         ),
         ({"a": "base: b\n", "b": "base: c\n", "c": "base: b\n"}, "params/c.yaml: base is 'b', which leads back to 'b'"),
         ({"a": "base: b\n", "b": "base: tiny\ndata: {crop_pix: 3}\n"}, "'crop_px'? (in params/b.yaml)"),
@@ -172,12 +172,12 @@ def test_the_default_profile_is_there_and_small_changes_load(tmp_path):
         ({"data__annotations": "lists"}, "annotations is 'lists', but generated videos have no lists elsewhere"),
         ({"data__fold": 1, "scene__videos": {"train": 31, "test": 16}}, "'train': 31}; three folds need twice as many"),
         (
-            {"pretraining": {"profile": "smoke"}, "networks__cheap_weights": "a.pth"},
-            "'cheap_weights': 'a.pth'}, but pretraining gives both networks",
+            {"networks__pretrained_in": "smoke", "networks__cheap_weights": "a.pth"},
+            "'cheap_weights': 'a.pth'} stand beside pretrained_in, which gives both networks",
         ),
         (
-            {"pretraining": {"profile": "smoke"}, "backbone_training__grown_from": "smoke"},
-            "grown_from are (Pretraining(profile='smoke'), 'smoke'); leave one of the two null",
+            {"networks__pretrained_in": "smoke", "backbone_training__grown_from": "smoke"},
+            "grown_from are ('smoke', 'smoke'); leave one of the two null",
         ),
     ],
     ids=lambda value: ",".join(value) + "=" + ",".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -205,23 +205,25 @@ def test_all_faults_are_listed_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pretraining", "changes", "quoted"),
+    ("pretrained_in", "changes", "quoted"),
     [
-        ("nowhere", {}, "changed.yaml: pretraining.profile is 'nowhere': unknown profile 'nowhere'; choose one of"),
-        ("changed", {}, "pretraining.profile is 'changed', which leads back to 'changed'; it must come before"),
-        ("other", {"pretraining": {"profile": "changed"}}, "other.yaml: pretraining.profile is 'changed', which leads"),
+        ("nowhere", {}, "changed.yaml: networks.pretrained_in is 'nowhere': unknown profile 'nowhere'; choose one of"),
+        ("changed", {}, "networks.pretrained_in is 'changed', which leads back to 'changed'; it must come before"),
+        ("other", {"networks": {"pretrained_in": "changed"}}, "networks.pretrained_in is 'changed', which leads back"),
         ("other", {"networks": {"width": 0.25}}, "is 'other', whose networks.width is 0.25; here it is 0.125"),
         ("other", {"networks": {"cheap": "r3d_50"}}, "whose networks.cheap is 'r3d_50'; here it is 'r2d_26'"),
     ],
 )
-def test_a_pretraining_that_is_missing_circular_or_of_other_networks_is_refused(tmp_path, pretraining, changes, quoted):
+def test_a_pretraining_that_is_missing_circular_or_of_other_networks_is_refused(
+    tmp_path, pretrained_in, changes, quoted
+):
     content = changed(tmp_path).model_dump(mode="json", exclude={"name"})
     other = copy.deepcopy(content)
     for section, values in changes.items():
         other[section] = {**(other[section] or {}), **values}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
     with pytest.raises(ProfileError) as caught:
-        changed(tmp_path, pretraining={"profile": pretraining})
+        changed(tmp_path, networks__pretrained_in=pretrained_in)
     assert quoted in str(caught.value)
 
 

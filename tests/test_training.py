@@ -21,7 +21,7 @@ from faster_lib.data.index import load_videos
 from faster_lib.models import torchvision
 from faster_lib.models.backbones import build_backbone
 from faster_lib.models.faster import Schedule
-from faster_lib.profile_sections import Pretraining, Tuned, Tuning
+from faster_lib.profile_sections import Tuned, Tuning
 from faster_lib.profiles import load_profile
 from faster_lib.training import checkpoints, evaluation, features, loop, ranks, results, shards, stage1, stage2
 from workflow import tune
@@ -455,7 +455,8 @@ def test_a_shipped_network_is_used_as_it_is_and_a_damaged_one_refused(pair, tmp_
 def target():
     """Another set of generated videos, on which both stages go on from the smoke profile's."""
     scene = SMOKE.scene.model_copy(update={"seed": 1, "videos": {"train": 16, "test": 16}})
-    return SMOKE.model_copy(update={"name": "target", "scene": scene, "pretraining": Pretraining(profile="smoke")})
+    networks = SMOKE.networks.model_copy(update={"pretrained_in": "smoke"})
+    return SMOKE.model_copy(update={"name": "target", "scene": scene, "networks": networks})
 
 
 def test_stage_1_goes_on_from_the_pretrained_network_but_for_its_classifier(pair, target, monkeypatch):
@@ -521,7 +522,7 @@ def test_stage_2_goes_on_from_the_aggregator_of_the_same_name_schedule_and_seed(
     assert parts and all(torch.allclose(kept[name], before[name], atol=1e-6) for name in parts)
     scaled = networks[0].network.classifier.weight / still.scales[0]
     assert torch.allclose(kept["classifier.weight"], scaled, atol=1e-6), "the classifier is the target's own"
-    anew = features.FeaturePair(target.model_copy(update={"pretraining": None}), *networks, runs=pair.runs)
+    anew = features.FeaturePair(target.model_copy(update={"networks": SMOKE.networks}), *networks, runs=pair.runs)
     keys = {evaluation.aggregator_entry(p, *cell, seed, "test").key for p in (ours, anew) for seed in (0, 1)}
     assert len(keys) == 4
     averages = {evaluation.aggregator_entry(p, "avg_pool", Schedule("E"), 0, "test").key for p in (ours, anew)}

@@ -70,8 +70,8 @@ class FeaturePair:
     @cached_property
     def pretrained(self) -> "FeaturePair | None":
         """The pair that this one started from, in the profile that it is pre-trained in."""
-        first, networks = self.profile.pretraining, (self.expensive.pretrained, self.cheap.pretrained)
-        return first and FeaturePair(load_profile(first.profile), *networks, runs=self.runs)
+        first, networks = self.profile.networks.pretrained_in, (self.expensive.pretrained, self.cheap.pretrained)
+        return first and FeaturePair(load_profile(first), *networks, runs=self.runs)
 
     def open(self, split: str, num_clips: int | None = None) -> "Features":
         """Give what reads a split's feature maps, and compute those that are missing; verified once.

@@ -63,7 +63,7 @@ def name_backbone(profile: Profile, name: str, clip_frames: int, *, runs: Path =
     if profile.networks.trained_in is not None:
         return name_backbone(load_profile(profile.networks.trained_in), name, clip_frames, runs=runs)
     settings: BackboneTraining = profile.backbone_training
-    first, length = profile.pretraining and load_profile(profile.pretraining.profile), clip_frames
+    first, length = profile.networks.pretrained_in and load_profile(profile.networks.pretrained_in), clip_frames
     if settings.grown_from is not None:
         length = max(clip_frames // 2, CLIP_FRAMES_MULTIPLE)
         first = load_profile(settings.grown_from) if length == CLIP_FRAMES_MULTIPLE else profile
