@@ -1,4 +1,4 @@
-"""The numbers that the paper prints: every cell of Tables 2 to 8 (`params/paper_tables.txt`), and one of Fig. 3.
+"""The numbers that the paper prints: every cell of Tables 2 to 8, as `params/paper_tables.txt` has them.
 
 Nothing is computed or corrected: a number that our own count contradicts stays as it is printed.
 
@@ -98,7 +98,3 @@ TABLE_4_RATIOS = {8: (0, 1, 3, 7, 15, 31), 16: (0, 1, 3, 7, 15), 32: (0, 1, 3, 7
 
 # Frames processed per video, N x L. Source: "Setups for clip-level backbones" ("to be 256, i.e., N x L = 256").
 VIDEO_FRAMES = 256
-
-# What the text says of Fig. 3, by network and number of clips: averaging 4 expensive clips of 8 frames.
-# Source: "FASTER vs. average pooling" ("it takes 119 GFLOPs ... to achieve 67.1%").
-FIGURE_3_TEXT = {("R(2+1)D-50", 4): Reported(67.1, 3, "Fig. 3, text", "averaging 4 expensive clips", "67.1")}

@@ -168,7 +168,8 @@ class Loading(Section):
 
     workers: NonNegativeInt
     shard_videos: PositiveInt
-    features: Literal["stored", "on_the_fly"]  # whether the feature maps of the frozen networks are kept for stage 2
+    # Whether the feature maps of the frozen networks are kept for stage 2, and if so in 16 bits a number or in 8.
+    features: Literal["stored", "stored_8_bit", "on_the_fly"]
     compiled: bool = False  # whether the frozen networks are; worth a minute in each process near the paper's size
 
 

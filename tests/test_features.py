@@ -241,6 +241,23 @@ def test_features_that_do_not_fit_the_disk_stop_before_anything_is_computed(made
     assert free < stored < 1.02 * free, "the size foreseen is that of the files"
 
 
+def test_in_8_bits_a_store_is_half_as_large_and_off_by_half_a_step_of_each_channel_at_most(made, tmp_path):
+    share_videos(made, tmp_path)
+    rounded = pair_in(tmp_path, with_loading(features="stored_8_bit"))
+    for letter in "EC":
+        schedule = Schedule(letter * 8)
+        maps, found = (
+            torch.cat([torch.stack(of_video) for (of_video,) in store.read_each(all_clips(store), [schedule])])
+            for store in (made.open("test"), rounded.open("test"))
+        )
+        half_step = maps.abs().amax((0, 1, 3, 4, 5), keepdim=True) / 254
+        assert ((maps - found).abs() <= half_step + 1e-3 * maps.abs()).all() and not torch.equal(maps, found)
+    whole, half = (sum(f.stat().st_size for f in runs.rglob("*-test-*/shard_*")) for runs in (made.runs, tmp_path))
+    assert 0.5 < half / whole < 0.6
+    cell = ("gru", Schedule("EC"), 0, "test")
+    assert evaluation.aggregator_entry(made, *cell).key != evaluation.aggregator_entry(rounded, *cell).key
+
+
 def test_features_but_no_results_depend_on_the_decoder(made, monkeypatch):
     def keys():
         cell = evaluation.aggregator_entry(made, "gru", Schedule("EC"), 0, "test").key

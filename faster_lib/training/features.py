@@ -46,6 +46,7 @@ def features_entry(profile: Profile, backbone: TrainedBackbone, split: str, num_
         "mixed_precision": profile.engine.mixed_precision,
         "compiled": profile.loading.compiled,
     }
+    depends |= {"bits": 8} if profile.loading.features == "stored_8_bit" else {}
     label = f"{backbone.entry.label}-N{num_clips}-{split}"
     return Entry(profile.name, "features", label, depends, backbone.entry.runs)
 
@@ -81,7 +82,7 @@ class FeaturePair:
         key = (split, num_clips or self.num_clips)
         if key not in self._opened:
             what = (self.profile, (self.expensive, self.cheap), *key)
-            is_stored = self.profile.loading.features == "stored"
+            is_stored = self.profile.loading.features != "on_the_fly"
             self._opened[key] = StoredFeatures(extract_features(*what)) if is_stored else LiveFeatures(*what)
         return self._opened[key]
 
@@ -106,6 +107,7 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
     if all(entry.is_complete for entry in entries):
         return entries
     clips, missing = _clips(profile, backbones[0], split, num_clips), defaultdict(list)
+    size_bytes = 1 if profile.loading.features == "stored_8_bit" else 2
     for place, entry in enumerate(entries):
         entry.path.mkdir(parents=True, exist_ok=True)
         for videos in find_gaps(list_shards(entry.path), len(clips), profile.loading.shard_videos):
@@ -115,7 +117,7 @@ def extract_features(profile: Profile, backbones: Sequence[TrainedBackbone], spl
         count = sum(len(videos) for videos, places in missing.items() if place in places)
         network = backbones[place].network
         size = network.feature_size((clips.clip_frames, profile.data.crop_px, profile.data.crop_px))
-        sizes.append((count, max(clips.views, 1), num_clips, network.channels, *size, 2))
+        sizes.append((count, max(clips.views, 1), num_clips, network.channels, *size, size_bytes))
         networks[place] = freeze(network, profile)
     check_disk(entries[0].path, sizes)
     jobs = [([(networks[n], entries[n].path) for n in places], clips, v, profile) for v, places in missing.items()]
@@ -196,7 +198,8 @@ def _write_shards(wanted: list[tuple[ClipNetwork, Path]], clips: VideoClips, vid
         targets = torch.tensor([clips.videos.videos[video].target for video in videos])
         for (_, folder), features in zip(wanted, zip(*kept, strict=True), strict=True):
             sums = torch.stack([each.double().square().sum() for each in features])
-            write_shard(folder, videos, {"features": torch.stack(features), "targets": targets, "square_sums": sums})
+            tensors = {"features": torch.stack(features), "targets": targets, "square_sums": sums}
+            write_shard(folder, videos, tensors, is_8_bit=profile.loading.features == "stored_8_bit")
 
 
 def _places(letter: str, schedules: Sequence[Schedule]) -> list[int]:

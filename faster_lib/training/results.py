@@ -57,6 +57,7 @@ def aggregator_entry(pair: FeaturePair, aggregator: str, schedule: Schedule, see
         "schedule": str(schedule),
         "test": videos_key(profile, split, runs=pair.runs),
         "compiled": profile.loading.compiled,
+        **({"bits": 8} if profile.loading.features == "stored_8_bit" else {}),
     }
     if learns((aggregator, schedule)):
         depends["training"] = training_facts(settings_of(profile, aggregator), profile.engine)

@@ -30,8 +30,11 @@ class Shard(NamedTuple):
     sha256: str
 
 
-def write_shard(folder: Path, videos: range, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a shard under the hash of its content; it is there whole or not at all."""
+def write_shard(folder: Path, videos: range, tensors: dict[str, torch.Tensor], *, is_8_bit: bool = False) -> None:
+    """Write a shard under the hash of its content, the features if asked in 8 bits with a step for each channel."""
+    if is_8_bit:
+        steps = tensors["features"].float().abs().amax((0, 1, 2, 4, 5, 6)).clamp_min(1e-12).view(-1, 1, 1, 1) / 127
+        tensors = {**tensors, "features": (tensors["features"] / steps).round().to(torch.int8), "steps": steps}
     content = save(tensors)
     digest = hashlib.sha256(content).hexdigest()[:16]
     write_whole(folder / f"shard_{videos.start:07d}-{videos.stop:07d}-{digest}.safetensors", content)
@@ -104,7 +107,8 @@ class ShardReader:
             shard, rows = self.shards[number], (numbers == number).nonzero().flatten()
             inside = videos[rows, None] - shard.videos.start
             with safe_open(shard.path, "pt") as file:  # mapped: only what is taken from it is read
-                found[rows] = file.get_tensor("features")[inside, views[rows, None], clips[rows]]
+                maps = file.get_tensor("features")[inside, views[rows, None], clips[rows]]
+                found[rows] = maps if maps.is_floating_point() else (maps * file.get_tensor("steps")).half()
         return found
 
 

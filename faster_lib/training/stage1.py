@@ -139,7 +139,7 @@ def train_backbone(
                 root = folder_of(profile.data.root)
                 freeze_list(trained.entry, fold, [os.path.relpath(video.path, root) for video in videos.videos])
             network, measures = _train(trained, videos)
-            state = {key: _compact(value) for key, value in network.state_dict().items()}
+            state = {k: (v.half() if v.ndim > 1 else v).contiguous() for k, v in network.state_dict().items()}
             if not all(value.isfinite().all() for value in state.values()):
                 raise FloatingPointError(f"a weight of {trained.entry.label} is too large for half precision")
             content = save(state)
@@ -150,11 +150,6 @@ def train_backbone(
     complete_together(trained.entry, make)
     remove_checkpoints(path)  # only now: a record may not come to be written
     return trained
-
-
-def _compact(value: torch.Tensor) -> torch.Tensor:
-    """Halve the matrices; what batch norm keeps stays in full precision."""
-    return (value.half() if value.ndim > 1 else value).contiguous()
 
 
 def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, dict[str, Any]]:
