@@ -1,4 +1,4 @@
-"""Many heads of stage 2 in one pass over the features, against each by itself, and against what a pass must cost.
+"""Steps of stage 2 against a matrix product; many heads in one pass, against each by itself and what a pass must cost.
 
     python benchmarks/passes.py [OUT.csv] [--profile study] [-L 32] [--rounds 3]
 
@@ -18,9 +18,12 @@ import time
 from pathlib import Path
 
 import pandas
+import torch
 from torch import nn
 
-from faster_lib import Schedule, load_profile
+from faster_lib import Schedule, build_aggregator, load_profile
+from faster_lib.flops import step_macs
+from faster_lib.inference import fast_form
 from faster_lib.training import stage2
 from faster_lib.training.features import FeaturePair
 from faster_lib.training.loop import build_optimiser
@@ -35,6 +38,34 @@ def clock(work) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def best_of(work, rounds: int = 12) -> float:
+    """Give the least processor time of some rounds."""
+    work()
+    return min(clock(work) for _ in range(rounds))
+
+
+def step_rates(num_clips: int, batch: int, channels: int, size: tuple[int, int, int]) -> list[dict]:
+    """Give how fast a training step of each unit is, forward and backward, in GMAC/s and as a share of a product's."""
+    square = torch.randn(1024, 1024)
+    product = 1024**3 / 1e9 / best_of(lambda: square @ square)
+    maps = torch.randn(num_clips, batch, *size, channels).movedim(-1, 2)
+    rows = []
+    for name in ("fast_gru", "gru", "lstm", "concat"):
+        unit = build_aggregator(name, channels).train()
+        fast, gmacs = fast_form(unit), 3 * step_macs(unit, size) * batch * (num_clips - 1) / 1e9
+
+        def step(unit=unit, fast=fast) -> None:
+            unit.zero_grad()
+            fast.read(fast.run(maps)).square().mean().backward()
+
+        seconds = best_of(step)
+        row = {"unit": name, "clips": num_clips, "ms": 1000 * seconds, "GMAC/s": gmacs / seconds}
+        row["share of a product"] = gmacs / seconds / product
+        rows.append({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
+        print(rows[-1], flush=True)
+    return rows
 
 
 def read_once(pair: FeaturePair, heads, steps: int) -> list[dict]:
@@ -87,6 +118,9 @@ def main() -> None:
         return [stage2.Head(*cell, Path(folder) / f"{number}-head") for number, cell in enumerate(cells)]
 
     with limited_threads(1):
+        size = pair.expensive.network.feature_size((given.L, *[profile.data.crop_px] * 2))
+        channels, batch = pair.expensive.network.channels, one_epoch.batch_videos
+        rates = [row for num_clips in (8, 32) for row in step_rates(num_clips, batch, channels, size)]
         for _ in range(given.rounds):
             folders = [tempfile.mkdtemp() for _ in range(3)]
             kept, row = [], {"heads": len(heads(folders[0])), "steps": steps}
@@ -102,7 +136,7 @@ def main() -> None:
             for folder in folders:
                 shutil.rmtree(folder)
     if given.out:
-        pandas.DataFrame(rows).to_csv(given.out, index=False)
+        pandas.concat([pandas.DataFrame(rows), pandas.DataFrame(rates)]).to_csv(given.out, index=False)
 
 
 if __name__ == "__main__":

@@ -172,8 +172,7 @@ def seconds_of(pair: FeaturePair, measured: Results) -> float:
 
 def printed_cell(number: int, row: str, column: str) -> paper.Reported | None:
     """Find a cell of the paper; None where that table has no such row or column, or leaves the cell blank."""
-    cells = {(cell.row, cell.column): cell for cell in paper.table(number) if cell.value is not None}
-    return cells.get((row, column))
+    return {(cell.row, cell.column): cell for cell in paper.table(number) if cell.value is not None}.get((row, column))
 
 
 def ratio_name(cheap_per_expensive: int) -> str:
