@@ -69,7 +69,7 @@ sweep: $(STAMP)  ## train and measure all of Table 4 in $PROFILE, side by side, 
 
 # One profile after the other, since each takes all cores. Networks that come with the repository are not trained again.
 study: $(STAMP)  ## train and measure the study: three trainings of the clip networks, all lengths and units, into params/results.csv
-	@echo 'The clip networks of a training take about 4 hours of one quiet core, and took 15 of a busy one; the 180 heads on them take 1. It goes on after any end.'
+	@echo 'The clip networks of a training took about 2 hours of one core of a busy machine, R3D-50 not counted; the 180 heads on them take less than 1. It goes on after any end.'
 	@for profile in study study_1 study_2; do \
 	    $(MAKE) --no-print-directory sweep PROFILE=$$profile SWEEP="'aggregators=[mean,lstm,gru,fast_gru]' $(SWEEP)" || exit; done
 	$(if $(findstring dry-run,$(SWEEP)),@echo 'A dry run writes no results.',$(BIN)/python -m workflow.results --keep $(or $(FASTER_RUNS),runs)/study*/aggregators/*)

@@ -22,10 +22,9 @@ from workflow import factors, ship, train
 FIRST, STUDY, KINETICS = map(load_profile, ("study_first", "study_networks", "tiny_kinetics"))
 FOLDS = ship.folds_of(load_profile("tiny_ucf101"))
 PAIR = ("r2plus1d_50", "r2d_26")
-NETWORKS = [(STUDY, name, L) for L in (8, 16, 32) for name in PAIR] + [(STUDY, "r3d_50", 8)]
+TRAININGS = (STUDY, load_profile("study_networks_1"), load_profile("study_networks_2"))
+NETWORKS = [(each, name, L) for each in TRAININGS for L in (8, 16, 32) for name in PAIR] + [(STUDY, "r3d_50", 8)]
 NETWORKS += [(FIRST, name, 8) for name in (*PAIR, "r3d_50")]  # those of trainings 1 and 2 would exceed 30 MB
-NETWORKS += [(load_profile("study_networks_1"), name, L) for L in (8, 16, 32) for name in PAIR]
-NETWORKS += [(load_profile("study_networks_2"), name, L) for L in (8, 16) for name in PAIR]
 OTHERS = [(profile, name, 8) for profile in (KINETICS, *FOLDS) for name in PAIR]
 # Every network and every L, and every recipe: one from nothing, three that grow, one on another set, one on a fold.
 TRIED = [(FIRST, "r3d_50", 8), (STUDY, "r2d_26", 8), (STUDY, "r2plus1d_50", 16), (STUDY, "r2d_26", 32)]
