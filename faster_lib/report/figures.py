@@ -139,16 +139,15 @@ def _draw_points(series: Series, marker: str, colour: tuple, line: str, ax: Axes
 
 
 def _write_labels(series: Series, ax: Axes) -> None:
-    """Write each label beside the top of its point's bar, lifted where it would lie on that of a point close below."""
-    tops = np.column_stack([series.x, np.add(series.y, list(series.spread) or 0)])
-    to_points = ax.transData.transform(tops) * 72 / ax.figure.dpi
+    """Write each label beside its point, lifted where it would lie on that of a point close below."""
+    to_points = ax.transData.transform(np.column_stack([series.x, series.y])) * 72 / ax.figure.dpi
     written: list[tuple[float, float]] = []
     for i in np.argsort(to_points[: len(series.labels), 1], kind="stable"):
         x, y = to_points[i]
         lift = max([0.0, *(below + 12 - y for beside, below in written if abs(beside - x) < 30)])
         written.append((x, y + lift))
         offset = (series.label_offset[0], series.label_offset[1] + lift)
-        ax.annotate(series.labels[i], tops[i], textcoords="offset points", xytext=offset, fontsize=9)
+        ax.annotate(series.labels[i], (series.x[i], series.y[i]), textcoords="offset points", xytext=offset, fontsize=9)
 
 
 def video_mflops(pair: FeaturePair, aggregator: str | None, schedule: Schedule) -> float:
