@@ -167,6 +167,7 @@ class Loading(Section):
     """How much of the machine the data path uses."""
 
     workers: NonNegativeInt
+    kept_frames_gib: NonNegativeFloat = 0.0  # decoded frames of a training of stage 1 that may stay in memory
     shard_videos: PositiveInt
     # Whether the feature maps of the frozen networks are kept for stage 2, and if so in 16 bits a number or in 8.
     features: Literal["stored", "stored_8_bit", "on_the_fly"]

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from faster_lib.data import datasets as sampling
 from faster_lib.data.datasets import RandomClips, Video, VideoClips, VideoList, draw_epochs, generator_for
 from faster_lib.data.transforms import cut_frames, draw_cut
-from faster_lib.data.video import VideoError, encode_h264, probe_video
+from faster_lib.data.video import VideoError, encode_h264
 from faster_lib.workers import load_ahead
 
 
@@ -58,20 +58,21 @@ def test_random_clips_are_consecutive_frames_that_depend_on_seed_epoch_and_index
     assert not equal_items(random_clips(videos, make_data(), seed=1)[0, 0], items[0, 0])
 
 
-def test_videos_that_come_again_are_read_from_memory_where_there_is_room_for_all(videos, make_data, monkeypatch):
-    probed = tuple(replace(video, file=probe_video(video.path)) for video in videos.videos)
-    size = sum(3 * video.file.frames * video.file.width_px * video.file.height_px for video in probed)
-    draws = [(epoch, index) for epoch in range(3) for index in range(len(probed))]
-    opened, open_video = [], Video.open
+def test_videos_that_come_again_are_read_from_memory_as_far_as_there_is_room(videos, make_data, monkeypatch):
+    draws, opened, open_video = [(epoch, index) for epoch in range(3) for index in range(6)], [], Video.open
     monkeypatch.setattr(Video, "open", lambda video: opened.append(video) or open_video(video))
-    items = {}
-    for room in (4 * size, 4 * size + 4):
-        memory = SimpleNamespace(available=room)
+    two = 2 * 3 * 64 * 40 * 40 / 2**30
+    items, counts = [], []
+    for kept_gib, percent in ((0.0, 0), (two, 49), (1.0, 49), (1.0, 50)):
+        memory = SimpleNamespace(percent=percent)
         monkeypatch.setattr(sampling.psutil, "virtual_memory", lambda memory=memory: memory)
-        clips = random_clips(replace(videos, videos=probed), make_data())
-        items[room] = [clips[draw] for draw in draws]
-    assert all(map(equal_items, *items.values()))
-    assert len(opened) == (3 + 2) * len(probed)  # the first epoch decodes what it needs, the second all
+        opened.clear()
+        clips = RandomClips(videos, make_data(), clip_frames=8, clips_per_video=2, seed=0, kept_gib=kept_gib)
+        items.append([clips[draw] for draw in draws])
+        counts.append(len(opened))
+    assert counts == [18, 16, 12, 18]  # the first epoch decodes what it needs, the second all of what is kept
+    for other in items[1:]:
+        assert all(map(equal_items, items[0], other))
 
 
 @given(num_videos=st.integers(1, 30), batch=st.integers(1, 70), iterations=st.integers(0, 25), data=st.data())

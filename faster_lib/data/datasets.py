@@ -3,10 +3,11 @@
 A clip is L consecutive frames; a video shorter than a clip is looped. Everything random comes from a seed and numbers.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,9 +113,9 @@ class Batch(NamedTuple):
     skipped: list[tuple[int, str]]  # place of the video, and why it could not be read
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RandomClips(Dataset):
-    """Random clips of a video, asked for as (epoch, place); decoded frames are kept where memory has room for all.
+    """Random clips of a video, asked for as (epoch, place).
 
     Shape: item -> (clips_per_video, 3, L, crop, crop) uint8
     Source: FASTER, "Setups for clip-level backbones".
@@ -126,21 +127,20 @@ class RandomClips(Dataset):
     clip_frames: int
     clips_per_video: int
     seed: int
+    kept_gib: float = 0.0  # of decoded frames that may stay in memory, while less than half of the machine's is used
     _kept: dict[int, VideoReader] = field(default_factory=dict, init=False)
-
-    @cached_property
-    def _has_room(self) -> bool:
-        files = [video.file or File(2**63, 1, 1, 1) for video in self.videos.videos]  # one that nobody has looked at
-        needed = sum(3 * file.frames * file.width_px * file.height_px for file in files)
-        return needed < psutil.virtual_memory().available / 4
+    _kept_bytes: int = field(default=0, init=False)
 
     def __getitem__(self, draw: tuple[int, int]) -> Item:
         (epoch, place), generator = draw, generator_for(self.seed, *draw)
         video = self.videos.videos[place]
         reader = self._kept.get(place) or video.open()
-        if epoch and self._has_room and place not in self._kept:  # it has come before, and will again
-            with suppress(VideoError):
-                self._kept[place] = reader.hold()
+        if epoch and place not in self._kept:  # it has come before, and will again
+            size = 3 * len(reader) * math.prod(reader.size_px)
+            if self._kept_bytes + size <= self.kept_gib * 2**30 and psutil.virtual_memory().percent < 50:
+                with suppress(VideoError):
+                    self._kept[place] = reader.hold()
+                    self._kept_bytes += size
         views = [draw_view(reader, self.data, self.clip_frames, 1, generator) for _ in range(self.clips_per_video)]
         return Item(read_views(reader, views).movedim(-1, 1), video.target)
 

@@ -166,7 +166,7 @@ def _train(trained: TrainedBackbone, videos: VideoList) -> tuple[ClipNetwork, di
         network.learn_last(settings.learned_layers)
     batch_videos = count_batch_videos(settings, clip_frames)
     form = {"clip_frames": clip_frames, "clips_per_video": settings.clips_per_video, "seed": settings.seed}
-    clips = RandomClips(videos, profile.data, **form)
+    clips = RandomClips(videos, profile.data, **form, kept_gib=profile.loading.kept_frames_gib)
 
     def load_from(first: int, mine: Sequence[int], parts: int) -> Iterator[Batch]:
         form = {"batch_videos": batch_videos, "first": first, "iterations": settings.iterations, "seed": settings.seed}
