@@ -120,8 +120,8 @@ class Entry:
                 hashes = {path.name: read_hash(path) for path in map(self.path.joinpath, HASHED) if path.is_file()}
                 record = {**facts, **made, **host(), **circumstances(), "sha256": hashes, "check": None}
                 record["check"] = hash_of(record)
-                write_whole(self.path / "record.json", json.dumps(record, indent=1).encode())
-                begun.unlink()
+                write_whole(begun, json.dumps(record, indent=1).encode())
+                os.replace(begun, self.path / "record.json")  # at once, lest a kill leaves both
             elif made:
                 write_whole(begun, json.dumps(facts | made, indent=1).encode())
 

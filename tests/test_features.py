@@ -252,7 +252,8 @@ def test_in_8_bits_a_store_is_half_as_large_and_off_by_half_a_step_of_each_chann
         )
         half_step = maps.abs().amax((0, 1, 3, 4, 5), keepdim=True) / 254
         assert ((maps - found).abs() <= half_step + 1e-3 * maps.abs()).all() and not torch.equal(maps, found)
-    whole, half = (sum(f.stat().st_size for f in runs.rglob("*-test-*/shard_*")) for runs in (made.runs, tmp_path))
+    paths = [features_entry(each.profile, each.cheap, "test", 8).path for each in (made, rounded)]
+    whole, half = (sum(shard.path.stat().st_size for shard in list_shards(path)) for path in paths)
     assert 0.5 < half / whole < 0.6
     cell = ("gru", Schedule("EC"), 0, "test")
     assert evaluation.aggregator_entry(made, *cell).key != evaluation.aggregator_entry(rounded, *cell).key

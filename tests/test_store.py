@@ -123,6 +123,24 @@ def test_an_entry_is_complete_only_after_its_making_ended_without_error(tmp_path
     assert not Entry("tiny", "networks", "r2d_26-L8", {**DEPENDS, "recipe": 2}, tmp_path).is_complete
 
 
+@pytest.mark.parametrize("name", ["begun.json", "record.json"])
+def test_a_kill_at_the_end_leaves_a_beginning_or_a_record_and_never_both(tmp_path, monkeypatch, name):
+    entry, replace = Entry("tiny", "networks", "r2d_26-L8", DEPENDS, tmp_path), os.replace
+
+    def kill_after(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).name == name and json.loads(Path(target).read_bytes()).get("measures"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", kill_after)
+        entry.complete(lambda: {"loss": 0.5})
+    assert names(entry.path) == [name]
+    entry.complete(lambda: {"loss": 0.5})
+    assert names(entry.path) == ["record.json"] and entry.record["measures"] == {"loss": 0.5}
+    assert entry.record["starts"] == (2 if name == "begun.json" else 1)
+
+
 def test_what_a_killed_writer_left_half_written_is_removed_and_what_others_write_stays(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
