@@ -154,7 +154,7 @@ def step_macs(aggregator: Aggregator, feature_size: tuple[int, int, int]) -> int
     return count_macs(aggregator, (feature, aggregator.start(feature)))
 
 
-@functools.lru_cache(16)  # a study asks for the same networks at each of its points; altered ones look different
+@functools.lru_cache(8)  # a study asks for the same networks at each of its points; altered ones look different
 def _count_clip(network: Part, look: str, L: int, size_px: int) -> int:
     device = "meta" if isinstance(network, str) else "cpu"
     return count_macs(_shaped(network), torch.zeros(1, 3, L, size_px, size_px, device=device))

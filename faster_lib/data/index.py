@@ -177,7 +177,7 @@ def check_skipped(
     for place, reason in skipped:
         if so_far.setdefault(str(videos.videos[place].path), reason) is reason:
             log.warning("skipped: %s", reason)
-    census, last = videos.census, [*so_far.values()][-1]
+    census = videos.census
     if (unreadable := len(so_far) + census.missing + census.corrupt) > most_share * census.expected:
         of = f"{unreadable} of {census.expected} videos cannot be read, more than data.most_unreadable_share, which is"
-        raise VideoError(f"{of} {most_share}; the last: {last}")
+        raise VideoError(f"{of} {most_share}; the last: {[*so_far.values()][-1]}")
