@@ -3,11 +3,11 @@
 Nothing is computed or corrected: a number that our own count contradicts stays as it is printed.
 
 The last words of a column's key are its unit:
-    accuracy: percent, 0 to 100.
-    gmacs, gmacs per clip: 1e9 multiply-accumulates of all clips together, or of one. The paper heads them "GFLOPs" and
-        counts 1 FLOP for each; whether what Table 7 quotes of other methods does so too, it does not say.
-    clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
-    pre-training: "✓" or "-" (Tables 7 and 8).
+    - accuracy: percent, 0 to 100.
+    - gmacs, gmacs per clip: 1e9 multiply-accumulates of all clips together, or of one. The paper heads them "GFLOPs"
+      and counts 1 FLOP for each; whether what Table 7 quotes of other methods does so too, it does not say.
+    - clips, seconds: number of clips per video; run time summed over 100 videos (Table 5).
+    - pre-training: "✓" or "-" (Tables 7 and 8).
 
 Source: Zhu et al., "FASTER Recurrent Networks for Efficient Video Classification", AAAI 2020.
 """
