@@ -3,8 +3,8 @@
     python benchmarks/passes.py [OUT.csv] [--profile study] [-L 32] [--rounds 3]
 
 A pass must read every batch once and do the arithmetic of every head. One thread of this process does all, for one
-epoch, on features that are stored before the clock starts. Seconds are processor time, which other work on the machine
-disturbs little.
+epoch, on features that are stored before the clock starts. Seconds are processor time, which other work lengthens where
+two threads share a core.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas
 import torch
+from networks import matrix_product
 from torch import nn
 
 from faster_lib import Schedule, build_aggregator, load_profile
@@ -48,8 +49,8 @@ def best_of(work, rounds: int = 12) -> float:
 
 def step_rates(num_clips: int, batch: int, channels: int, size: tuple[int, int, int]) -> list[dict]:
     """Give how fast a training step of each unit is, forward and backward, in GMAC/s and as a share of a product's."""
-    square = torch.randn(1024, 1024)
-    product = 1024**3 / 1e9 / best_of(lambda: square @ square)
+    multiply = matrix_product()
+    product = multiply() / best_of(multiply, rounds=3)
     maps = torch.randn(num_clips, batch, *size, channels).movedim(-1, 2)
     rows = []
     for name in ("fast_gru", "gru", "lstm", "concat"):
@@ -68,15 +69,15 @@ def step_rates(num_clips: int, batch: int, channels: int, size: tuple[int, int, 
     return rows
 
 
-def read_once(pair: FeaturePair, heads, steps: int) -> list[dict]:
-    """Read what the heads see, once for each seed: a list of batches by seed and schedule."""
-    kept = []
+def read_once(pair: FeaturePair, heads, steps: int) -> dict[tuple, tuple]:
+    """Read what the heads see, once for each seed: the batches by seed, schedule and step."""
+    batches = {}
     for seed in SEEDS:
         alike = [head for head in heads if head.seed == seed]
         reader = stage2._Reader(pair, alike)
         for step in range(steps):
-            kept.append({(seed, head.schedule, step): reader.read(step, head.schedule) for head in alike})
-    return kept
+            batches |= {(seed, head.schedule, step): reader.read(step, head.schedule) for head in alike}
+    return batches
 
 
 def arithmetic(pair: FeaturePair, heads, batches: dict, steps: int) -> None:
@@ -123,9 +124,8 @@ def main() -> None:
         rates = [row for num_clips in (8, 32) for row in step_rates(num_clips, batch, channels, size)]
         for _ in range(given.rounds):
             folders = [tempfile.mkdtemp() for _ in range(3)]
-            kept, row = [], {"heads": len(heads(folders[0])), "steps": steps}
-            row["one read"] = clock(lambda: kept.extend(read_once(pair, heads(folders[0]), steps)))  # noqa: B023
-            batches = {key: batch for part in kept for key, batch in part.items()}
+            batches, row = {}, {"heads": len(heads(folders[0])), "steps": steps}
+            row["one read"] = clock(lambda: batches.update(read_once(pair, heads(folders[0]), steps)))  # noqa: B023
             row["arithmetic"] = clock(lambda: arithmetic(pair, heads(folders[0]), batches, steps))  # noqa: B023
             row["one pass"] = clock(lambda: stage2.train_heads(pair, heads(folders[1])))  # noqa: B023
             row["one by one"] = clock(lambda: [stage2.train_heads(pair, [head]) for head in heads(folders[2])])  # noqa: B023
